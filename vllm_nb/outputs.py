@@ -1,0 +1,111 @@
+"""What a request gives back: plain data, the same in process and over HTTP."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class TokenLogprob:
+    """The log-probability of one token under the model itself: before penalties, temperature and filters."""
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int | None = None  # 1: the likeliest; None where unknown
+    top: list["TokenLogprob"] = field(default_factory=list)  # the likeliest alternatives, best first
+
+
+@dataclass(slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0  # over all choices
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache, so not computed
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds on the engine's monotonic clock; None: not reached."""
+
+    arrived: float = 0.0
+    scheduled: float | None = None  # first put into a batch
+    first_token: float | None = None
+    finished: float | None = None
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token, from arrival."""
+        return None if self.first_token is None else self.first_token - self.arrived
+
+    def decode_rate(self, completion_tokens: int) -> float | None:
+        """Tokens a second after the first one; None for a single token."""
+        if self.first_token is None or self.finished is None or completion_tokens < 2:
+            return None
+        return (completion_tokens - 1) / max(self.finished - self.first_token, 1e-9)
+
+
+@dataclass(slots=True)
+class Choice:
+    """One of the `n` answers. finish_reason: "stop", "length", "abort"; stop_reason: the stop text or token id that hit."""
+
+    index: int = 0
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class GenerationOutput:
+    """A finished request. The single-answer accessors speak of the first choice."""
+
+    request_id: str
+    choices: list[Choice]
+    usage: Usage
+    timings: Timings
+    prompt_token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # first entry None: nothing predicts the first token
+
+    @property
+    def decode_output(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        return self.choices[0].logprobs
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+    @property
+    def prompt_length(self) -> int:
+        return self.usage.prompt_tokens
+
+    @property
+    def decoded_length(self) -> int:
+        return self.usage.completion_tokens
+
+
+@dataclass(slots=True)
+class StreamItem:
+    """A piece of one choice. The last item of a choice has `finish_reason`; the last of the request also has `usage`
+    and `timings`. `text` may be empty (half a character, or text held back that may become a stop string)."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # on the first item, when asked for
+    usage: Usage | None = None
+    timings: Timings | None = None
