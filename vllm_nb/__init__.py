@@ -1,0 +1,108 @@
+"""A local LLM engine you can see inside, in a notebook.
+
+The names below are imported when they are first used: `import vllm_nb` and `%load_ext vllm_nb` must answer at once,
+and importing torch takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from vllm_nb.api import Engine, EngineBuilder, Prompt
+    from vllm_nb.client.completion import Completion
+    from vllm_nb.client.process import list_engines, start, stop
+    from vllm_nb.config import EngineConfig
+    from vllm_nb.errors import (
+        EngineDeadError,
+        GenerationError,
+        ModelLoadError,
+        QueueFullError,
+        RequestError,
+        VllmNbError,
+    )
+    from vllm_nb.messages import ChatMessage, ImagePart, TextPart
+    from vllm_nb.outputs import GenerationOutput, StreamItem
+    from vllm_nb.sampling import SamplingParams
+    from vllm_nb.weights.hub import ModelRepo
+
+    __version__: str
+
+__all__ = [
+    "ChatMessage",
+    "Completion",
+    "Engine",
+    "EngineBuilder",
+    "EngineConfig",
+    "EngineDeadError",
+    "GenerationError",
+    "GenerationOutput",
+    "ImagePart",
+    "ModelLoadError",
+    "ModelRepo",
+    "Prompt",
+    "QueueFullError",
+    "RequestError",
+    "SamplingParams",
+    "StreamItem",
+    "TextPart",
+    "VllmNbError",
+    "__version__",
+    "list_engines",
+    "load_ipython_extension",
+    "start",
+    "stop",
+    "unload_ipython_extension",
+]
+
+_HOMES = {
+    "vllm_nb.api": ("Engine", "EngineBuilder", "Prompt"),
+    "vllm_nb.client.completion": ("Completion",),
+    "vllm_nb.client.process": ("list_engines", "start", "stop"),
+    "vllm_nb.config": ("EngineConfig",),
+    "vllm_nb.errors": (
+        "EngineDeadError",
+        "GenerationError",
+        "ModelLoadError",
+        "QueueFullError",
+        "RequestError",
+        "VllmNbError",
+    ),
+    "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart"),
+    "vllm_nb.outputs": ("GenerationOutput", "StreamItem"),
+    "vllm_nb.sampling": ("SamplingParams",),
+    "vllm_nb.weights.hub": ("ModelRepo",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("vllm-nb")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next access doesn't come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+def load_ipython_extension(shell: "InteractiveShell") -> None:
+    """`%load_ext vllm_nb`: the magics `%vllm` and `%%vllm`."""
+    from vllm_nb.notebook.magics import VllmMagics
+
+    VllmMagics.load(shell)
+
+
+def unload_ipython_extension(shell: "InteractiveShell") -> None:
+    """`%unload_ext vllm_nb`: the magics go; engines stay, for other notebooks may use them."""
+    from vllm_nb.notebook.magics import VllmMagics
+
+    VllmMagics.unload(shell)
