@@ -45,7 +45,9 @@ class ChatMessage:
         if isinstance(message, ChatMessage):
             return message
         if not isinstance(message, Mapping):
-            raise RequestError(f"a message must be a ChatMessage or a dictionary with role and content, not {message!r}")
+            raise RequestError(
+                f"a message must be a ChatMessage or a dictionary with role and content, not {message!r}"
+            )
         missing = [key for key in ("role", "content") if message.get(key) is None]
         if missing:
             raise RequestError(f"a message lacks {' and '.join(missing)}: {dict(message)!r}")
@@ -75,7 +77,7 @@ def _part(part: Any) -> Part:
 
 
 def as_messages(messages: Any) -> list[ChatMessage]:
-    """One conversation from a text (one user turn), a message, or a list of messages. Raises RequestError when empty."""
+    """One conversation from a text (one user turn), a message, or a list of them. Raises RequestError when empty."""
     if isinstance(messages, str):
         messages = [ChatMessage("user", messages)]
     elif isinstance(messages, ChatMessage | Mapping):

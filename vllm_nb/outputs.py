@@ -48,7 +48,7 @@ class Timings:
 
 @dataclass(slots=True)
 class Choice:
-    """One of the `n` answers. finish_reason: "stop", "length", "abort"; stop_reason: the stop text or token id that hit."""
+    """One of the `n` answers. finish_reason: stop, length, abort or error; stop_reason: the stop text or id that hit."""
 
     index: int = 0
     text: str = ""
@@ -68,6 +68,7 @@ class GenerationOutput:
     timings: Timings
     prompt_token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None  # first entry None: nothing predicts the first token
+    error: str | None = None  # why it failed, where several were asked for at once; alone it raises instead
 
     @property
     def decode_output(self) -> str:

@@ -1,0 +1,87 @@
+"""The engine's settings: one frozen dataclass, validated once, the same in process and on the wire."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+BACKENDS = ("auto", "reference", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine. Sizes are in tokens unless a name says blocks.
+
+    Raises ValueError naming field, value and range.
+    """
+
+    device: str = "auto"
+    backend: str = "auto"  # kernels: "cpu" (Numba), "reference" (plain PyTorch)
+    dtype: str = "auto"  # of activations and KV cache; auto: what the backend is fastest in
+    max_model_len: int | None = None  # prompt and output together; None: what the model was made for
+    max_num_seqs: int = 64  # requests that run at once
+    max_num_batched_tokens: int = 512  # token budget of a step
+    prefill_chunk: int = 128  # most prompt tokens in a step while anything decodes, so that no stream stalls
+    block_size: int = 16  # tokens in a KV block
+    num_kv_blocks: int | None = None  # None: by kv_fraction
+    kv_fraction: float = 0.3  # most of the free memory that the KV cache may take
+    prefix_cache: bool = True
+    prefix_cache_max_tokens: int | None = None  # None: the whole KV cache
+    yarn_factor: float | None = None  # stretch the context by YaRN
+    max_queued_requests: int = 1024
+    threads: int | None = None  # CPU threads; None: physical cores
+
+    def __post_init__(self) -> None:
+        _one_of("device", self.device, DEVICES)
+        _one_of("backend", self.backend, BACKENDS)
+        _one_of("dtype", self.dtype, DTYPES)
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value <= high or (isinstance(low, int) and value != int(value)):
+                raise ValueError(f"{name} must be {_kind(low)} from {low:,} to {high:,}, not {value!r}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): every running request decodes one token a step"
+            )
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "EngineConfig":
+        """From plain data, refusing unknown names."""
+        unknown = sorted(set(settings) - {f.name for f in fields(cls)})
+        if unknown:
+            known = ", ".join(f.name for f in fields(cls))
+            raise ValueError(f"unknown engine setting {unknown[0]!r}; known are {known}")
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_BOUNDS: tuple[tuple[str, int | float, int | float], ...] = (
+    ("max_model_len", 2, 10_000_000),
+    ("max_num_seqs", 1, 4096),
+    ("max_num_batched_tokens", 1, 65536),
+    ("prefill_chunk", 1, 65536),
+    ("block_size", 1, 256),
+    ("num_kv_blocks", 1, 100_000_000),
+    ("kv_fraction", 0.01, 0.95),
+    ("prefix_cache_max_tokens", 0, 10**12),
+    ("yarn_factor", 1.0, 64.0),
+    ("max_queued_requests", 1, 1_000_000),
+    ("threads", 1, 1024),
+)
+_OPTIONAL = {f.name for f in fields(EngineConfig) if f.default is None}
+
+
+def _kind(low: int | float) -> str:
+    return "a whole number" if isinstance(low, int) else "a number"
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

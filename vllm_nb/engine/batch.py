@@ -1,0 +1,149 @@
+"""A step's input as flat tensors, and the rows it is gathered from.
+
+A running request keeps one row for life; a step gathers rows into buffers that are allocated once, so that a graph
+captured over them can be replayed. No per-token Python.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from vllm_nb.engine.scheduler import Plan
+from vllm_nb.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Batch:
+    """T tokens of S sequences, of which R positions give logits. All tensors are int32 views of the step buffers."""
+
+    token_ids: torch.Tensor  # [T]
+    positions: torch.Tensor  # [T]
+    slot_mapping: torch.Tensor  # [T] where each token's key and value go: block * block_size + offset
+    query_start_loc: torch.Tensor  # [S + 1] sequence s has tokens query_start_loc[s]:query_start_loc[s + 1]
+    seq_lens: torch.Tensor  # [S] context length, this step's tokens included
+    block_tables: torch.Tensor  # [S, max_blocks]
+    logits_indices: torch.Tensor  # [R] positions in T
+    num_tokens: int
+    num_seqs: int
+    num_logits: int
+    max_query_len: int
+    max_seq_len: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in moved.items()})
+
+
+class Rows:
+    """What the runner knows of each running request, by row: tokens and block table."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int):
+        self.block_size = block_size
+        self.token_ids = np.empty((max_num_seqs, max_model_len + 1), np.int32)  # memory is touched as it is used
+        self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
+
+    def follow(self, plan: Plan) -> None:
+        """Take over admitted sequences and new blocks. Not per token: most steps have none of either."""
+        for seq in plan.admitted:
+            self.token_ids[seq.row, : len(seq)] = seq.tokens
+            self.block_tables[seq.row, : len(seq.blocks)] = seq.blocks
+        for seq in plan.grown:
+            self.block_tables[seq.row, len(seq.blocks) - 1] = seq.blocks[-1]
+
+    def append(self, plan: Plan, tokens: list[int]) -> None:
+        """tokens[i] follows plan.seqs[i]. While a prefill goes on it lands behind the prompt, to be overwritten."""
+        rows = [seq.row for seq in plan.seqs]
+        lengths = [len(seq) for seq in plan.seqs]
+        self.token_ids[rows, lengths] = tokens
+
+
+class BatchBuffers:
+    """The static input of every step, as NumPy for filling and as torch for the model (the same memory)."""
+
+    def __init__(self, max_tokens: int, max_seqs: int, max_logits: int, max_blocks: int):
+        sizes = {
+            "token_ids": (max_tokens,),
+            "positions": (max_tokens,),
+            "slot_mapping": (max_tokens,),
+            "query_start_loc": (max_seqs + 1,),
+            "seq_lens": (max_seqs,),
+            "block_tables": (max_seqs, max_blocks),
+            "logits_indices": (max_logits,),
+        }
+        self.arrays = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
+        self.tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+
+    def full(self, block_size: int) -> Batch:
+        """Everything at its largest: what a graph is captured over."""
+        max_tokens, (max_seqs, max_blocks) = len(self.arrays["token_ids"]), self.arrays["block_tables"].shape
+        return Batch(
+            **self.tensors,
+            num_tokens=max_tokens,
+            num_seqs=max_seqs,
+            num_logits=len(self.arrays["logits_indices"]),
+            max_query_len=max_tokens,
+            max_seq_len=max_blocks * block_size,
+        )
+
+    def gather(self, plan: Plan, rows: Rows) -> tuple[Batch, np.ndarray]:
+        """Fill the buffers for `plan`. Returns the batch, and the logits row of each sequence's last token: [S]."""
+        a, num_seqs = self.arrays, len(plan.seqs)
+        counts = np.array(plan.num_tokens, np.int32)
+        computed = np.array([seq.num_computed for seq in plan.seqs], np.int32)
+        row = np.array([seq.row for seq in plan.seqs], np.int32)
+
+        starts = a["query_start_loc"][: num_seqs + 1]
+        np.cumsum(counts, out=starts[1:])
+        num_tokens = int(starts[-1])
+        seq_lens = np.add(computed, counts, out=a["seq_lens"][:num_seqs])
+        max_query_len, max_seq_len = int(counts.max()), int(seq_lens.max())
+        num_blocks = -(-max_seq_len // rows.block_size)
+        a["block_tables"][:num_seqs, :num_blocks] = rows.block_tables[row, :num_blocks]
+
+        token_row = np.repeat(row, counts)
+        positions = a["positions"][:num_tokens]
+        positions[:] = np.arange(num_tokens, dtype=np.int32) + np.repeat(computed - starts[:-1], counts)
+        a["token_ids"][:num_tokens] = rows.token_ids[token_row, positions]
+        block, offset = np.divmod(positions, rows.block_size)
+        a["slot_mapping"][:num_tokens] = rows.block_tables[token_row, block] * rows.block_size + offset
+
+        last = starts[1:] - 1
+        if plan.prompt_logits:
+            wanted, logits_row = _with_prompt_logits(plan.seqs, starts, last)
+        else:
+            wanted, logits_row = last, np.arange(num_seqs)
+        a["logits_indices"][: len(wanted)] = wanted
+        sizes = num_tokens, num_seqs, len(wanted)
+        return self._view(*sizes, num_blocks, max_query_len, max_seq_len), logits_row
+
+    def _view(self, t: int, s: int, r: int, num_blocks: int, max_query_len: int, max_seq_len: int) -> Batch:
+        x = self.tensors
+        return Batch(
+            x["token_ids"][:t],
+            x["positions"][:t],
+            x["slot_mapping"][:t],
+            x["query_start_loc"][: s + 1],
+            x["seq_lens"][:s],
+            x["block_tables"][:s, :num_blocks],
+            x["logits_indices"][:r],
+            t,
+            s,
+            r,
+            max_query_len,
+            max_seq_len,
+        )
+
+
+def wants_prompt_logits(seq: Sequence) -> bool:
+    """Whether every position of this step's chunk needs logits."""
+    return seq.params.prompt_logprobs is not None and seq.num_computed < seq.prompt_len
+
+
+def _with_prompt_logits(seqs: list[Sequence], starts: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions that give logits when some sequences want them all, and each sequence's last among them."""
+    pieces = [np.arange(starts[i], starts[i + 1]) if wants_prompt_logits(seq) else last[i : i + 1]
+              for i, seq in enumerate(seqs)]  # fmt: skip
+    ends = np.cumsum([len(piece) for piece in pieces])
+    return np.concatenate(pieces), ends - 1

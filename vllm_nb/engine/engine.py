@@ -1,0 +1,77 @@
+"""The engine: one step loop over scheduler, runner and sampler. One thread owns all of it (engine/loop.py)."""
+
+import logging
+import time
+
+from vllm_nb.engine.events import EventLog, StepDone
+from vllm_nb.engine.runner import Runner
+from vllm_nb.engine.sampler import Sampler, Samples
+from vllm_nb.engine.scheduler import Plan, Scheduler, TokenOutput
+
+log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """What a step needs, and the step. Not thread-safe."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, sampler: Sampler, events: EventLog):
+        self.scheduler = scheduler
+        self.runner = runner
+        self.sampler = sampler
+        self.events = events
+        self.steps = 0
+
+    def step(self) -> list[TokenOutput]:
+        """Compute the next tokens of whoever is scheduled; what ended or went on in this step."""
+        clock = time.monotonic
+        started = clock()
+        plan = self.scheduler.schedule()
+        scheduled = clock()
+        if not plan.seqs:
+            return []
+        try:
+            batch, logits_row = self.runner.prepare(plan)
+            prepared = clock()
+            logits = self.runner.forward(batch)
+            forwarded = clock()
+            samples = self.sampler(logits, plan, logits_row)
+            sampled = clock()
+        except Exception as error:
+            return self._fail(plan, error)
+        self.runner.rows.append(plan, samples.tokens)
+        outputs = _attach_logprobs(plan, samples, self.scheduler.update(plan, samples.tokens))
+        self.steps += 1
+        if self.events.enabled:
+            times = (scheduled - started, prepared - scheduled, forwarded - prepared, sampled - forwarded)
+            self._emit_step(plan, times, clock() - sampled)
+        return outputs
+
+    def _fail(self, plan: Plan, error: Exception) -> list[TokenOutput]:
+        """A forward pass failed (out of memory, say): whoever was in it ends with the error, the others go on."""
+        log.exception("step %d failed; ending the %d requests in it", self.steps, len(plan.seqs))
+        message = f"the model's forward pass failed: {type(error).__name__}: {error}"
+        ended = []
+        for seq in plan.seqs:
+            ended += self.scheduler.finish(seq.request_id, seq.index, "error", message)
+        return ended
+
+    def _emit_step(self, plan: Plan, times: tuple[float, float, float, float], update: float) -> None:
+        batch = tuple(((s.request_id, s.index), n) for s, n in zip(plan.seqs, plan.num_tokens, strict=True))
+        waiting = len(self.scheduler.waiting)
+        self.events.emit(StepDone(self.steps, batch, plan.budget, waiting, *times, update, time.monotonic()))
+
+
+def _attach_logprobs(plan: Plan, samples: Samples, outputs: list[TokenOutput]) -> list[TokenOutput]:
+    """Hand log-probabilities to the outputs they belong to; those of an unfinished prompt go out without a token."""
+    if not samples.logprobs and not samples.prompt_logprobs:
+        return outputs
+    by_sequence = {output.seq: output for output in outputs}
+    for i, logprobs in samples.logprobs.items():
+        by_sequence[plan.seqs[i]].logprobs = logprobs
+    for i, (start, logprobs) in samples.prompt_logprobs.items():
+        seq = plan.seqs[i]
+        if seq not in by_sequence:
+            outputs.append(TokenOutput(seq, None))
+        output = by_sequence.get(seq, outputs[-1])
+        output.prompt_start, output.prompt_logprobs = start, logprobs
+    return outputs

@@ -1,0 +1,147 @@
+"""The engine thread: runs steps, takes commands between them, sends outputs back.
+
+Two queues join it to the rest: commands in (submit, abort, call), outputs out by the channel each request came with.
+"""
+
+import logging
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from vllm_nb.engine.engine import EngineCore
+from vllm_nb.engine.scheduler import TokenOutput
+from vllm_nb.engine.sequence import Sequence
+from vllm_nb.errors import EngineDeadError, QueueFullError
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0  # after which an idle engine checks its books, once
+
+
+class Channel(Protocol):
+    """Where the outputs of some requests go, all of a step in one call, on the engine thread; must not block.
+
+    None means that the engine has died: `EngineLoop.failure` says why.
+    """
+
+    def put(self, outputs: list[TokenOutput] | None) -> None: ...
+
+
+class EngineLoop:
+    """Owns `core` from its start to its end. Public methods may be called from any thread."""
+
+    def __init__(self, core: EngineCore, max_queued_requests: int):
+        self.failure: BaseException | None = None
+        self._core = core
+        self._max_queued = max_queued_requests
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._channels: dict[Sequence, Channel] = {}
+        self._pending = 0  # submitted and not yet in the scheduler
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="vllm-nb-engine", daemon=True)
+        self._thread.start()
+
+    # From any thread
+
+    def submit(self, sequences: list[Sequence], channel: Channel) -> None:
+        """Queue the sequences of one request. Raises QueueFullError or EngineDeadError."""
+        with self._lock:
+            self.raise_if_dead()
+            waiting = len(self._core.scheduler.waiting) + self._pending
+            if waiting + len(sequences) > self._max_queued:
+                raise QueueFullError(
+                    f"{waiting} requests are waiting, the limit is {self._max_queued}; try again later"
+                )
+            self._pending += len(sequences)
+            self._commands.put(lambda: self._add(sequences, channel))
+
+    def abort(self, request_id: str, index: int | None = None, reason: str = "abort") -> None:
+        """End a request, or one of its sequences, before the next step. Unknown ids are ignored."""
+        self._commands.put(lambda: self._deliver(self._core.scheduler.finish(request_id, index, reason)))
+
+    def call(self, function: Callable[[EngineCore], Any]) -> Any:
+        """The result of `function(core)`, run on the engine thread between two steps. Raises what it raises."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._core))
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._lock:
+            self.raise_if_dead()
+            self._commands.put(run)
+        return future.result()
+
+    def close(self) -> None:
+        """Stop after the current step; requests that still run end with "abort". Safe to call twice."""
+        with self._lock:
+            self._stopping = True
+            self._commands.put(lambda: None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def raise_if_dead(self) -> None:
+        if self.failure is not None:
+            raise EngineDeadError(f"the engine has failed: {self.failure!r}; build a new one") from self.failure
+        if self._stopping:
+            raise EngineDeadError("the engine is closed; build a new one")
+
+    # On the engine thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._take_commands()
+                if self._core.scheduler.has_work and not self._stopping:
+                    self._deliver(self._core.step())
+        except BaseException as error:  # a bug of ours: nobody may wait for ever
+            log.exception("the engine thread has failed")
+            self.failure = error
+        self._end()
+
+    def _take_commands(self) -> None:
+        """All commands that wait; with nothing to compute, the next one, however long it takes to come."""
+        if not self._core.scheduler.has_work:
+            try:
+                self._commands.get(timeout=IDLE_SECONDS)()
+            except queue.Empty:
+                self._core.scheduler.check_integrity()
+                self._commands.get()()
+        while not self._commands.empty():
+            self._commands.get()()
+
+    def _add(self, sequences: list[Sequence], channel: Channel) -> None:
+        with self._lock:
+            self._pending -= len(sequences)
+        for seq in sequences:
+            self._channels[seq] = channel
+            self._core.scheduler.add(seq)
+
+    def _deliver(self, outputs: list[TokenOutput]) -> None:
+        by_channel: defaultdict[Channel, list[TokenOutput]] = defaultdict(list)
+        for output in outputs:
+            seq = output.seq
+            by_channel[self._channels[seq]].append(output)
+            if output.finish_reason is not None:
+                del self._channels[seq]
+        for channel, items in by_channel.items():
+            channel.put(items)
+
+    def _end(self) -> None:
+        """Answer everybody who waits: running requests, queued commands, callers."""
+        with self._lock:
+            self._stopping = True
+        if self.failure is None:
+            for seq in [*self._core.scheduler.running, *self._core.scheduler.waiting]:
+                self._deliver(self._core.scheduler.finish(seq.request_id, seq.index, "abort"))
+        while not self._commands.empty():
+            self._commands.get()()
+        for channel in set(self._channels.values()):
+            channel.put(None)
+        self._channels.clear()

@@ -1,0 +1,61 @@
+"""Runs the model: from a plan to logits. One runner for every backend."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_nb import progress
+from vllm_nb.engine.batch import Batch, BatchBuffers, Rows
+from vllm_nb.engine.scheduler import Plan
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Sizes the runner's buffers are made for; see EngineConfig for their meaning."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_logits: int
+    block_size: int
+    num_blocks: int
+
+
+class Runner:
+    """Model, KV cache, rows and step buffers. Backends that can capture the forward pass replay it as one call."""
+
+    def __init__(self, model: Any, kernels: Any, capacity: Capacity, *, dtype: torch.dtype, device: torch.device):
+        c, config = capacity, model.config
+        self.model, self.kernels, self.capacity = model, kernels, capacity
+        self.kv = [
+            kernels.allocate_kv(c.num_blocks, c.block_size, config.num_kv_heads, config.head_dim, dtype, device)
+            for _ in range(config.num_layers)
+        ]
+        self.rows = Rows(c.max_num_seqs, c.max_model_len, c.block_size)
+        max_blocks = self.rows.block_tables.shape[1]
+        self.buffers = BatchBuffers(c.max_num_batched_tokens, c.max_num_seqs, c.max_logits, max_blocks)
+        self.graph = self._capture()
+        self._device = device
+
+    def _capture(self) -> Any:
+        """The forward pass as a graph over the step buffers, where the backend has such a thing."""
+        if not hasattr(self.kernels, "capture"):
+            return None
+        with progress.task("Capturing the forward pass"):
+            return self.kernels.capture(self.model.forward, self.buffers.full(self.capacity.block_size), self.kv)
+
+    def prepare(self, plan: Plan) -> tuple[Batch, np.ndarray]:
+        """The step's flat tensors, and for each sequence the row of logits that predicts its next token."""
+        self.rows.follow(plan)
+        return self.buffers.gather(plan, self.rows)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits [num_logits, vocab_size], float32; valid until the next call."""
+        if self.graph is not None:
+            return self.graph.replay(batch.num_tokens, batch.num_seqs, batch.num_logits)
+        if self._device.type != "cpu":
+            batch = batch.to(self._device)
+        return self.model.forward(batch, self.kv)

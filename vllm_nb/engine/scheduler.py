@@ -1,0 +1,252 @@
+"""Who runs in the next step, how many tokens each, on which blocks.
+
+One token budget, no phases (as in vLLM V1): running requests come first, one token each or their next prefill chunk;
+waiting requests fill the rest with prefill chunks. While anything decodes, the prefill tokens of a step are capped, so
+that no stream stalls behind a long prompt. Admission reserves blocks for the whole prompt, so a prefill never fails
+half-way. When decoding runs out of blocks, the last to arrive is preempted and recomputed later; the first to arrive is
+never preempted, so there is always progress.
+"""
+
+import time
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from vllm_nb.engine.block_manager import BlockManager
+from vllm_nb.engine.events import (
+    EventLog,
+    RequestFinished,
+    RequestPreempted,
+    RequestQueued,
+    RequestScheduled,
+    TokenSampled,
+)
+from vllm_nb.engine.sequence import Sequence, Status
+
+_by_arrival = attrgetter("arrival")
+BAD_LOGITS = -1  # what the sampler gives for a row with NaN logits
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: `num_tokens[i]` tokens of `seqs[i]` are computed."""
+
+    seqs: list[Sequence] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)  # got a row in this step
+    grown: list[Sequence] = field(default_factory=list)  # got a block in this step
+    budget: int = 0
+    prompt_logits: int = 0  # rows of logits spent on prompt_logprobs
+
+    def add(self, seq: Sequence, num_tokens: int) -> None:
+        self.seqs.append(seq)
+        self.num_tokens.append(num_tokens)
+        if seq.params.prompt_logprobs is not None and seq.num_computed < seq.prompt_len:
+            self.prompt_logits += num_tokens
+
+
+@dataclass(slots=True)
+class TokenOutput:
+    """What a step did for one sequence. token is None when it ended without one (abort, error)."""
+
+    seq: Sequence
+    token: int | None
+    finish_reason: str | None = None  # stop, length, abort, error
+    stop_reason: int | None = None  # the stop token id that ended it
+    error: str | None = None
+    logprobs: tuple | None = None  # (logprob, rank, top ids, top logprobs) of `token`
+    prompt_logprobs: tuple | None = None  # the same as arrays, for the prompt tokens that this step's chunk predicts
+    prompt_start: int = 0  # position of the first of them
+
+
+class Scheduler:
+    """Owns the queues. All times come from `clock`, seconds, monotonic.
+
+    max_prompt_logits: most logits rows a step may spend on prompt_logprobs.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        events: EventLog,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        prefill_chunk: int,
+        max_prompt_logits: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.blocks = blocks
+        self.waiting: list[Sequence] = []  # both queues in order of arrival
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._events = events
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._prefill_chunk = prefill_chunk
+        self._max_prompt_logits = max_prompt_logits
+        self._watermark = max(1, blocks.num_blocks // 100)  # kept free at admission, for those already running
+        self._rows = list(range(max_num_seqs - 1, -1, -1))  # free rows, lowest last
+        self._clock = clock
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, seq: Sequence) -> None:
+        insort(self.waiting, seq, key=_by_arrival)
+        if self._events.enabled:
+            self._events.emit(RequestQueued((seq.request_id, seq.index), seq.prompt_len, self._clock()))
+
+    # Schedule
+
+    def schedule(self) -> Plan:
+        """The next step. Empty only when nothing is waiting or running."""
+        plan = Plan()
+        decoding = [seq for seq in self.running if seq.is_decoding]
+        plan.budget = self._max_num_batched_tokens
+        if decoding:
+            plan.budget = min(plan.budget, len(decoding) + self._prefill_chunk)
+        budget = plan.budget
+        preempted = False
+        for seq in decoding:
+            if seq.status is not Status.RUNNING:  # preempted for one before it
+                continue
+            had = len(seq.blocks)
+            while not self.blocks.grow(seq, len(seq)):
+                preempted = True
+                if self._preempt_last() is seq:
+                    break
+            else:
+                plan.add(seq, 1)
+                budget -= 1
+                if len(seq.blocks) > had:
+                    plan.grown.append(seq)
+        for seq in self.running:
+            if budget and not seq.is_decoding:
+                budget -= self._add_chunk(plan, seq, budget)
+        if not preempted:
+            self._admit(plan, budget)
+        return plan
+
+    def _add_chunk(self, plan: Plan, seq: Sequence, budget: int) -> int:
+        """Plan the next prefill chunk; returns its size, which may be 0."""
+        chunk = min(seq.num_uncomputed, budget)
+        if seq.params.prompt_logprobs is not None:
+            chunk = min(chunk, self._max_prompt_logits - plan.prompt_logits)
+        if chunk:
+            plan.add(seq, chunk)
+        return chunk
+
+    def _admit(self, plan: Plan, budget: int) -> None:
+        """Take waiting sequences in order of arrival until one does not fit."""
+        i = 0
+        while budget > 0 and self._rows and i < len(self.waiting):
+            seq = self.waiting[i]
+            if self._waits_for_leader(seq):
+                i += 1
+                continue
+            prefix = self.blocks.find_prefix(seq)
+            watermark = self._watermark if self.running else 0
+            if self.blocks.num_needed(seq, prefix, len(seq)) + watermark > self.blocks.num_free:
+                break
+            del self.waiting[i]
+            self.blocks.admit(seq, prefix, len(seq))
+            self._start(seq)
+            plan.admitted.append(seq)
+            budget -= self._add_chunk(plan, seq, budget)
+
+    def _waits_for_leader(self, seq: Sequence) -> bool:
+        """The n answers to one prompt share its blocks: the first prefills, the others follow."""
+        leader = seq.leader
+        if leader is None or leader.status is Status.FINISHED or not self.blocks.max_stored_blocks:
+            return False
+        return leader.num_computed < leader.prompt_len
+
+    def _start(self, seq: Sequence) -> None:
+        seq.status, seq.row = Status.RUNNING, self._rows.pop()
+        insort(self.running, seq, key=_by_arrival)
+        now = self._clock()
+        if seq.scheduled is None:
+            seq.scheduled, seq.num_cached = now, min(seq.num_computed, seq.prompt_len)
+        if self._events.enabled:
+            self._events.emit(RequestScheduled((seq.request_id, seq.index), seq.num_computed, now))
+
+    def _preempt_last(self) -> Sequence:
+        seq = self.running.pop()
+        self.preemptions += 1
+        if self._events.enabled:
+            self._events.emit(RequestPreempted((seq.request_id, seq.index), seq.num_computed, self._clock()))
+        self._release(seq, Status.WAITING)
+        insort(self.waiting, seq, key=_by_arrival)
+        return seq
+
+    def _release(self, seq: Sequence, status: Status) -> None:
+        self.blocks.free(seq)
+        self._rows.append(seq.row)
+        seq.row, seq.status = -1, status
+
+    # Update
+
+    def update(self, plan: Plan, tokens: list[int]) -> list[TokenOutput]:
+        """Book the step: tokens[i] was sampled for plan.seqs[i], if it reached its end. The only place that appends."""
+        outputs = []
+        now = self._clock()
+        for seq, num_tokens, token in zip(plan.seqs, plan.num_tokens, tokens, strict=True):
+            before = seq.num_computed
+            seq.num_computed += num_tokens
+            self.blocks.store_full_blocks(seq, before)
+            if seq.num_computed < len(seq):
+                continue  # a prefill chunk: more to come
+            if token == BAD_LOGITS:
+                error = "the model gave NaN logits for this request; its weights or this prompt make it overflow"
+                outputs.append(self._finish(seq, TokenOutput(seq, None, "error", error=error)))
+                continue
+            seq.append(token)
+            if seq.first_token is None:
+                seq.first_token = now
+            if self._events.enabled:
+                self._events.emit(TokenSampled((seq.request_id, seq.index), token, len(seq) - 1))
+            output = TokenOutput(seq, token)
+            if token in seq.stop_ids and seq.output_len > seq.params.min_tokens:
+                output.finish_reason, output.stop_reason = "stop", token
+            elif seq.output_len >= seq.max_tokens:
+                output.finish_reason = "length"
+            outputs.append(self._finish(seq, output) if output.finish_reason else output)
+        return outputs
+
+    def finish(self, request_id: str, index: int | None, reason: str, error: str | None = None) -> list[TokenOutput]:
+        """End a request, or one of its sequences, from outside. Unknown ids are ignored: it may have ended already."""
+        ended = []
+        for seq in [*self.running, *self.waiting]:
+            if seq.request_id == request_id and index in (None, seq.index):
+                ended.append(self._finish(seq, TokenOutput(seq, None, reason, error=error)))
+        return ended
+
+    def _finish(self, seq: Sequence, output: TokenOutput) -> TokenOutput:
+        if seq.status is Status.RUNNING:
+            self.running.remove(seq)
+            self._release(seq, Status.FINISHED)
+        else:
+            self.waiting.remove(seq)
+            seq.status = Status.FINISHED
+        if self._events.enabled:
+            reason = output.finish_reason or "error"
+            self._events.emit(RequestFinished((seq.request_id, seq.index), reason, seq.output_len, self._clock()))
+        return output
+
+    def check_integrity(self) -> None:
+        """Books against queues. Raises RuntimeError saying what does not add up."""
+        self.blocks.check_integrity(self.running)
+        for seq in self.waiting:
+            if seq.blocks or seq.row != -1 or seq.status is not Status.WAITING:
+                raise RuntimeError(f"waiting sequence {seq.request_id}/{seq.index} holds blocks or a row")
+        rows = [seq.row for seq in self.running] + self._rows
+        if sorted(rows) != list(range(len(rows))):
+            raise RuntimeError(f"rows are lost or doubled: {sorted(rows)}")
+        for seq in self.running:
+            if len(seq.blocks) < self.blocks.blocks_for(seq.num_computed):
+                raise RuntimeError(f"sequence {seq.request_id}/{seq.index} has computed tokens outside its blocks")
+        for queue in (self.waiting, self.running):
+            if [seq.arrival for seq in queue] != sorted(seq.arrival for seq in queue):
+                raise RuntimeError("a queue is not in order of arrival")

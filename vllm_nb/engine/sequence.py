@@ -1,0 +1,80 @@
+"""One stream of tokens: a prompt and what the model adds to it. A request with n > 1 is n sequences."""
+
+import itertools
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from vllm_nb.sampling import SamplingParams
+
+_arrivals = itertools.count()
+
+
+class Status(Enum):
+    WAITING = "waiting"  # queued, or preempted: holds no blocks
+    RUNNING = "running"  # holds a row and its blocks
+    FINISHED = "finished"
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """State the scheduler keeps. `tokens[:num_computed]` have their keys and values in the cache."""
+
+    request_id: str
+    index: int  # among the request's n
+    prompt_len: int
+    params: SamplingParams
+    seed: int
+    max_tokens: int  # output tokens, already clipped to what context and cache can hold
+    stop_ids: frozenset[int]
+    arrived: float  # seconds, monotonic clock
+    leader: "Sequence | None" = None  # the sibling whose prefill this one waits for, to share its blocks
+    cache_salt: bytes = b""
+    arrival: int = field(default_factory=lambda: next(_arrivals))  # total order: who came first runs first
+    status: Status = Status.WAITING
+    row: int = -1
+    num_computed: int = 0
+    num_cached: int = 0  # prompt tokens taken from the prefix cache at the first admission
+    blocks: list[int] = field(default_factory=list)  # block table: logical block -> physical block
+    block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as computed
+    scheduled: float | None = None
+    first_token: float | None = None
+    _buffer: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    _length: int = 0
+
+    @classmethod
+    def new(cls, prompt: np.ndarray, **fields_: object) -> "Sequence":
+        """A waiting sequence over `prompt`, int32 [prompt_len]."""
+        seq = cls(prompt_len=len(prompt), **fields_)  # type: ignore[arg-type]
+        seq._buffer = np.empty(len(prompt) + 64, np.int32)
+        seq._buffer[: len(prompt)] = prompt
+        seq._length = len(prompt)
+        return seq
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Prompt and output, int32 [len]: a view."""
+        return self._buffer[: self._length]
+
+    @property
+    def output_len(self) -> int:
+        return self._length - self.prompt_len
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self._length - self.num_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        """Everything but the newest token is in the cache, and that token is the model's own."""
+        return self.num_computed == self._length - 1 and self._length > self.prompt_len
+
+    def append(self, token: int) -> None:
+        if self._length == len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty_like(self._buffer)])
+        self._buffer[self._length] = token
+        self._length += 1

@@ -1,0 +1,139 @@
+"""One request's answer as it comes: from the engine's token outputs to stream items. Runs outside the engine thread."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from vllm_nb.engine.scheduler import TokenOutput
+from vllm_nb.engine.sequence import Sequence
+from vllm_nb.errors import GenerationError
+from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
+from vllm_nb.text.output_text import OutputText
+from vllm_nb.text.tokenizer import Tokenizer
+
+Abort = Callable[[str, int, str], None]  # (request_id, index, reason)
+
+
+class Response:
+    """Detokenises, finds stop strings (and then ends that sequence in the engine), counts, and collects the whole.
+
+    `receive` takes the outputs of one step; `output` is the request so far, complete when `finished`.
+    """
+
+    def __init__(self, sequences: list[Sequence], tokenizer: Tokenizer, abort: Abort):
+        first = sequences[0]
+        self.request_id = first.request_id
+        self.finished = False
+        self._sequences = sequences
+        self._tokenizer = tokenizer
+        self._abort = abort
+        params = first.params
+        stop = params.stop or ()
+        self._texts = [OutputText(tokenizer, stop, params.min_tokens) for _ in sequences]
+        self._open = len(sequences)
+        choices = [Choice(i, logprobs=None if params.logprobs is None else []) for i in range(len(sequences))]
+        prompt = first.tokens[: first.prompt_len].tolist()
+        usage, timings = Usage(prompt_tokens=len(prompt)), Timings(arrived=first.arrived)
+        self.output = GenerationOutput(self.request_id, choices, usage, timings, prompt)
+        if params.prompt_logprobs is not None:
+            self.output.prompt_logprobs = [None]
+
+    def receive(self, outputs: list[TokenOutput]) -> list[StreamItem]:
+        """Raises GenerationError when the engine ended the request with an error."""
+        return [item for output in outputs if (item := self._one(output)) is not None]
+
+    def settle(self, outputs: list[TokenOutput]) -> bool:
+        """As `receive` for who wants only the whole: a failure goes to `output.error`. Returns whether it has ended."""
+        try:
+            self.receive(outputs)
+        except GenerationError as error:
+            self.output.error = str(error)
+        return self.finished or self.output.error is not None
+
+    def _one(self, output: TokenOutput) -> StreamItem | None:
+        seq, choice = output.seq, self.output.choices[output.seq.index]
+        if choice.finish_reason is not None:  # ended here by a stop string; the engine was a token ahead
+            return None
+        if output.finish_reason == "error":
+            self.cancel()
+            choice.finish_reason = "error"
+            raise GenerationError(output.error)
+        prompt_logprobs = self._prompt_logprobs(output) if output.prompt_logprobs else None
+        item = StreamItem(self.request_id, seq.index, "", [], prompt_logprobs=prompt_logprobs)
+        if output.token is not None:
+            self._add_token(item, output, choice)
+        elif not output.finish_reason and not prompt_logprobs:
+            return None
+        if choice.finish_reason is None and output.finish_reason:
+            item.text += self._texts[seq.index].finish()
+            self._close(choice, output.finish_reason, output.stop_reason)
+        choice.text += item.text
+        if choice.finish_reason:
+            item.finish_reason, item.stop_reason = choice.finish_reason, choice.stop_reason
+            self._account(item)
+        return item
+
+    def _add_token(self, item: StreamItem, output: TokenOutput, choice: Choice) -> None:
+        seq, token = output.seq, output.token
+        assert token is not None
+        item.token_ids.append(token)
+        choice.token_ids.append(token)
+        if output.logprobs is not None and choice.logprobs is not None:
+            item.logprobs = [self._logprob(token, *output.logprobs)]
+            choice.logprobs += item.logprobs
+        if output.stop_reason is not None:  # a token that ends the output is not part of its text
+            return
+        text = self._texts[seq.index]
+        item.text = text.push(item.token_ids)
+        if text.stopped is not None:
+            self._close(choice, "stop", text.stopped)
+            if not output.finish_reason:
+                self._abort(self.request_id, seq.index, "stop")
+
+    def _close(self, choice: Choice, reason: str, stop_reason: str | int | None) -> None:
+        choice.finish_reason, choice.stop_reason = reason, stop_reason
+        self._open -= 1
+        self.finished = self._open == 0
+
+    def _account(self, item: StreamItem) -> None:
+        """Totals, once the last choice has ended."""
+        if not self.finished:
+            return
+        first, timings = self._sequences[0], self.output.timings
+        usage = self.output.usage
+        usage.completion_tokens = sum(len(choice.token_ids) for choice in self.output.choices)
+        usage.cached_tokens = first.num_cached
+        timings.scheduled = first.scheduled
+        timings.first_token = min((s.first_token for s in self._sequences if s.first_token is not None), default=None)
+        timings.finished = time.monotonic()
+        item.usage, item.timings = usage, timings
+
+    def cancel(self) -> None:
+        """End what still runs; nothing more is expected."""
+        for choice in self.output.choices:
+            if choice.finish_reason is None:
+                self._abort(self.request_id, choice.index, "abort")
+
+    # Log-probabilities
+
+    def _prompt_logprobs(self, output: TokenOutput) -> list[TokenLogprob | None]:
+        """Those not seen yet: a request recomputed after preemption gives them again."""
+        known = self.output.prompt_logprobs
+        assert known is not None
+        assert output.prompt_logprobs is not None
+        logprob, rank, top_ids, top_logprobs = output.prompt_logprobs
+        fresh: list[TokenLogprob | None] = [None] if len(known) == 1 else []
+        for i in range(len(logprob)):
+            if output.prompt_start + i == len(known):
+                token = self.output.prompt_token_ids[len(known)]
+                entry = self._logprob(token, float(logprob[i]), int(rank[i]), top_ids[i], top_logprobs[i])
+                known.append(entry)
+                fresh.append(entry)
+        return fresh
+
+    def _logprob(self, token: int, logprob: float, rank: int, top_ids: np.ndarray, top: np.ndarray) -> TokenLogprob:
+        text = self._tokenizer.token_text
+        likeliest = enumerate(zip(top_ids.tolist(), top.tolist(), strict=True), start=1)
+        alternatives = [TokenLogprob(t, text(t), p, place) for place, (t, p) in likeliest]
+        return TokenLogprob(token, text(token), logprob, rank, alternatives)

@@ -1,0 +1,185 @@
+"""Requests in flight, as iterators for threads and for asyncio."""
+
+import asyncio
+import queue
+from collections import defaultdict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from vllm_nb.engine.loop import EngineLoop
+from vllm_nb.engine.scheduler import TokenOutput
+from vllm_nb.errors import EngineDeadError
+from vllm_nb.outputs import GenerationOutput, StreamItem
+from vllm_nb.response import Response
+
+Outputs = list[TokenOutput] | None
+
+
+def _check_alive(outputs: Outputs, loop: EngineLoop) -> list[TokenOutput]:
+    if outputs is None:
+        loop.raise_if_dead()
+        raise EngineDeadError("the engine has stopped; build a new one")
+    return outputs
+
+
+class EngineStream:
+    """Iterates over the items of one request as they are generated. `output` is the request so far.
+
+    Leaving it early (`cancel`, the end of its `with` block, an interrupt) ends the request in the engine.
+    """
+
+    def __init__(self, loop: EngineLoop, response: Response):
+        self._loop = loop
+        self._response = response
+        self._queue: queue.SimpleQueue[Outputs] = queue.SimpleQueue()
+        self._items: list[StreamItem] = []  # received, not yet handed out, last first
+        self.put = self._queue.put  # this is the request's channel
+
+    @property
+    def request_id(self) -> str:
+        return self._response.request_id
+
+    @property
+    def output(self) -> GenerationOutput:
+        return self._response.output
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StreamItem:
+        """Raises GenerationError when the request fails, EngineDeadError when the engine does."""
+        try:
+            while not self._items:
+                if self._response.finished:
+                    raise StopIteration
+                self._items = self._response.receive(_check_alive(self._queue.get(), self._loop))[::-1]
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        return self._items.pop()
+
+    def cancel(self) -> None:
+        """End the request; iteration stops with items whose finish_reason is "abort". Safe at any time."""
+        self._response.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.cancel()
+
+
+class AsyncChannel:
+    """Brings the outputs of many requests into one event loop: a single wake-up a step."""
+
+    def __init__(self, event_loop: asyncio.AbstractEventLoop):
+        self._event_loop = event_loop
+        self._queues: dict[str, asyncio.Queue[Outputs]] = {}
+
+    def open(self, request_id: str) -> asyncio.Queue[Outputs]:
+        self._queues[request_id] = asyncio.Queue()
+        return self._queues[request_id]
+
+    def close(self, request_id: str) -> None:
+        self._queues.pop(request_id, None)
+
+    def put(self, outputs: Outputs) -> None:
+        if not self._event_loop.is_closed():
+            self._event_loop.call_soon_threadsafe(self._dispatch, outputs)
+
+    def _dispatch(self, outputs: Outputs) -> None:
+        if outputs is None:
+            for waiting in self._queues.values():
+                waiting.put_nowait(None)
+            return
+        by_request: defaultdict[str, list[TokenOutput]] = defaultdict(list)
+        for output in outputs:
+            by_request[output.seq.request_id].append(output)
+        for request_id, items in by_request.items():
+            if request_id in self._queues:
+                self._queues[request_id].put_nowait(items)
+
+
+class AsyncEngineStream:
+    """As EngineStream, for `async for`. `batches()` gives the items of a step together."""
+
+    def __init__(self, loop: EngineLoop, response: Response, channel: AsyncChannel):
+        self._loop = loop
+        self._response = response
+        self._channel = channel
+        self._queue = channel.open(response.request_id)
+        self._items: list[StreamItem] = []
+
+    @property
+    def request_id(self) -> str:
+        return self._response.request_id
+
+    @property
+    def output(self) -> GenerationOutput:
+        return self._response.output
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamItem:
+        while not self._items:
+            self._items = (await self.next_batch())[::-1]
+        return self._items.pop()
+
+    async def next_batch(self) -> list[StreamItem]:
+        """All items that have come since, at least one step's; may be empty. Raises StopAsyncIteration at the end."""
+        if self._response.finished:
+            self._channel.close(self.request_id)
+            raise StopAsyncIteration
+        try:
+            outputs = [*_check_alive(await self._queue.get(), self._loop)]
+            while not self._queue.empty():
+                outputs += _check_alive(self._queue.get_nowait(), self._loop)
+            return self._response.receive(outputs)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """End the request in the engine; nothing more will come. Safe at any time."""
+        self._channel.close(self.request_id)
+        self._response.cancel()
+
+
+class Collector:
+    """Runs many requests to their end on one queue, at most `window` at a time; for `generate` over a list."""
+
+    def __init__(self, loop: EngineLoop, window: int):
+        self._loop = loop
+        self._window = window
+        self._queue: queue.SimpleQueue[Outputs] = queue.SimpleQueue()
+        self._open: dict[str, Response] = {}
+        self.put = self._queue.put
+
+    def run(self, starts: list[Callable[["Collector"], Response]]) -> list[Response]:
+        """Each of `starts` submits one request with this as its channel. Results in order, also of failed requests."""
+        responses: list[Response] = []
+        try:
+            for start in starts:
+                while len(self._open) >= self._window:
+                    self._receive()
+                response = start(self)
+                responses.append(response)
+                self._open[response.request_id] = response
+            while self._open:
+                self._receive()
+        except BaseException:
+            for response in self._open.values():
+                response.cancel()
+            raise
+        return responses
+
+    def _receive(self) -> None:
+        by_request: defaultdict[str, list[TokenOutput]] = defaultdict(list)
+        for output in _check_alive(self._queue.get(), self._loop):
+            by_request[output.seq.request_id].append(output)
+        for request_id, outputs in by_request.items():
+            response = self._open.get(request_id)
+            if response is not None and response.settle(outputs):
+                del self._open[request_id]
