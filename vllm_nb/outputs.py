@@ -48,7 +48,7 @@ class Timings:
 
 @dataclass(slots=True)
 class Choice:
-    """One of the `n` answers. finish_reason: stop, length, abort or error; stop_reason: the stop text or id that hit."""
+    """One of the `n` answers. finish_reason: stop, length, abort or error; stop_reason: the text or id that hit."""
 
     index: int = 0
     text: str = ""

@@ -32,7 +32,8 @@ class Placement:
 
     device: torch.device
     kernels: ModuleType
-    dtype: torch.dtype  # of activations in `reference`, of the KV cache in both
+    dtype: torch.dtype  # of activations
+    kv_dtype: torch.dtype
 
 
 def place(config: EngineConfig) -> Placement:
@@ -44,12 +45,12 @@ def place(config: EngineConfig) -> Placement:
     if name == "cpu" and device.type != "cpu":
         raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
     kernels = importlib.import_module(f"vllm_nb.kernels.{name}")
-    if config.dtype == "auto":
-        plain = torch.float32 if device.type == "cpu" else torch.bfloat16
-        dtype = torch.bfloat16 if name == "cpu" else plain
-    else:
-        dtype = getattr(torch, config.dtype)
-    return Placement(device, kernels, dtype)
+    if name == "cpu":  # computes in float32 whatever the cache holds
+        kv_dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+        return Placement(device, kernels, torch.float32, kv_dtype)
+    plain = "float32" if device.type == "cpu" else "bfloat16"
+    dtype = getattr(torch, plain if config.dtype == "auto" else config.dtype)
+    return Placement(device, kernels, dtype, dtype)
 
 
 def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
@@ -65,7 +66,7 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         device=placement.device,
         max_len=capacity.max_model_len,
     )
-    runner = Runner(model, placement.kernels, capacity, dtype=placement.dtype, device=placement.device)
+    runner = Runner(model, placement.kernels, capacity, kv_dtype=placement.kv_dtype, device=placement.device)
     events = EventLog()
     stored = _max_stored_blocks(config, capacity)
     scheduler = Scheduler(
@@ -105,7 +106,7 @@ def plan_capacity(model: ModelConfig, config: EngineConfig, placement: Placement
 
 
 def _blocks_that_fit(model: ModelConfig, config: EngineConfig, placement: Placement, max_len: int) -> int:
-    bytes_per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * placement.dtype.itemsize
+    bytes_per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * placement.kv_dtype.itemsize
     block_bytes = bytes_per_token * config.block_size
     if placement.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(placement.device)

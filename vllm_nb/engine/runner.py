@@ -26,11 +26,11 @@ class Capacity:
 class Runner:
     """Model, KV cache, rows and step buffers. Backends that can capture the forward pass replay it as one call."""
 
-    def __init__(self, model: Any, kernels: Any, capacity: Capacity, *, dtype: torch.dtype, device: torch.device):
+    def __init__(self, model: Any, kernels: Any, capacity: Capacity, *, kv_dtype: torch.dtype, device: torch.device):
         c, config = capacity, model.config
         self.model, self.kernels, self.capacity = model, kernels, capacity
         self.kv = [
-            kernels.allocate_kv(c.num_blocks, c.block_size, config.num_kv_heads, config.head_dim, dtype, device)
+            kernels.allocate_kv(c.num_blocks, c.block_size, config.num_kv_heads, config.head_dim, kv_dtype, device)
             for _ in range(config.num_layers)
         ]
         self.rows = Rows(c.max_num_seqs, c.max_model_len, c.block_size)
