@@ -1,0 +1,82 @@
+"""From a checkpoint's tensors to layers: by name, checked against the sizes the configuration promises."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm_nb.errors import ModelLoadError
+from vllm_nb.kernels.backend import Backend, Weight
+from vllm_nb.kernels.quant import RawTensor
+from vllm_nb.layers.linear import Linear
+from vllm_nb.layers.norm import RMSNorm
+from vllm_nb.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from vllm_nb.weights.checkpoint import Checkpoint
+
+
+@dataclass
+class WeightLoader:
+    """Reads each tensor once, tells `advance`, and remembers what was read and how many bytes it became."""
+
+    checkpoint: "Checkpoint"
+    kernels: Backend
+    dtype: torch.dtype
+    device: torch.device
+    max_len: int  # tokens of context the model will be asked for
+    advance: Callable[[float], None]
+    nbytes: int = 0
+    _names: set[str] = field(init=False)
+    _read: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._names = self.checkpoint.names()
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.checkpoint.config
+
+    def has(self, name: str) -> bool:
+        return name in self._names
+
+    def weight(self, name: str, rows: int, columns: int) -> Weight:
+        """One packed matrix."""
+        weight = self.kernels.pack([self._tensor(name, rows, columns)], dtype=self.dtype, device=self.device)
+        self.nbytes += weight.nbytes
+        return weight
+
+    def linear(self, names: Sequence[str], rows: Sequence[int], columns: int, *, bias: bool) -> Linear:
+        """The product with the matrices `names`.weight [rows_i, columns] stacked, and their biases [rows_i]."""
+        parts = [self._tensor(f"{name}.weight", n, columns) for name, n in zip(names, rows, strict=True)]
+        biases = [self._tensor(f"{name}.bias", n) for name, n in zip(names, rows, strict=True)] if bias else []
+        layer = Linear(self.kernels, parts, biases, dtype=self.dtype, device=self.device)
+        self.nbytes += layer.nbytes
+        return layer
+
+    def norm(self, name: str, size: int) -> RMSNorm:
+        weight = self._tensor(f"{name}.weight", size)
+        layer = RMSNorm(self.kernels, weight, self.config.rms_norm_eps, dtype=self.dtype, device=self.device)
+        self.nbytes += layer.nbytes
+        return layer
+
+    def unread(self) -> list[str]:
+        """Names of tensors nobody asked for."""
+        return sorted(self._names - self._read)
+
+    def _tensor(self, name: str, *shape: int) -> RawTensor:
+        if name not in self._names:
+            raise ModelLoadError(
+                f"Tensor {name} is missing in {self.checkpoint.path}: the file is incomplete, or not of the "
+                f"architecture it names ({self.config.architecture})."
+            )
+        tensor = self.checkpoint.tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ModelLoadError(
+                f"Tensor {name} in {self.checkpoint.path} has the shape {list(tensor.shape)}, "
+                f"where the model's configuration asks for {list(shape)}."
+            )
+        self._read.add(name)
+        self.advance(1)
+        return tensor
