@@ -1,0 +1,130 @@
+"""The engine in a terminal: progress bars on stderr, streamed answers on stdout, a chat."""
+
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vllm_nb.client.completion import Completion
+from vllm_nb.client.http import EngineClient
+from vllm_nb.errors import RequestError
+from vllm_nb.progress import Report
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+# What a model writes must not move the cursor, retitle the window or hide text.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+_HELP = "/reset forgets the conversation, /exit (or Ctrl+D) leaves, Ctrl+C stops an answer"
+
+
+class ProgressBars:
+    """A sink of progress reports that shows bars on stderr, or a line a phase where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        self._terminal = console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def __call__(self, report: Report) -> None:
+        """Show a report; from any thread."""
+        task = self._tasks.get(report.phase)
+        if task is None:
+            if report.finished:
+                return
+            task = self._tasks[report.phase] = self._progress.add_task(report.phase, total=report.total, amount="")
+            if not self._terminal:
+                print(f"{report.phase} ...", file=sys.stderr, flush=True)
+        self._progress.update(task, completed=report.done, total=report.total, amount=_amount(report))
+        if report.finished:
+            self._progress.remove_task(self._tasks.pop(report.phase))
+
+
+def _amount(report: Report) -> str:
+    """ "12.5 of 92.0 MB", "30 of 272 tensors"."""
+    if not report.unit:
+        return ""
+    scale, digits, unit = (1e6, 1, "MB") if report.unit == "B" else (1.0, 0, report.unit)
+    done = f"{report.done / scale:.{digits}f}"
+    return f"{done} {unit}" if report.total is None else f"{done} of {report.total / scale:.{digits}f} {unit}"
+
+
+def print_answer(client: EngineClient, messages: Any, params: Mapping[str, Any]) -> Completion:
+    """Stream an answer to stdout. An interrupt ends it in the engine and is passed on."""
+    with client.stream(messages, **params) as stream:
+        return _print_stream(stream)
+
+
+def _print_stream(stream: Any) -> Completion:
+    terminal = sys.stdout.isatty()
+    try:
+        for item in stream:
+            if item.index == 0:
+                sys.stdout.write(_CONTROL.sub("", item.text) if terminal else item.text)
+                sys.stdout.flush()
+    finally:
+        if terminal or not stream.completion.text.endswith("\n"):
+            with suppress(BrokenPipeError):
+                print(flush=True)
+    return stream.completion
+
+
+def chat(client: EngineClient, system: str | None, params: Mapping[str, Any]) -> None:
+    """A conversation until /exit or the end of the input."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # gives input() line editing and a history
+
+    print(f"{client.model}: {_HELP}", file=sys.stderr)
+    opening = [{"role": "system", "content": system}] if system else []
+    conversation = list(opening)
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:  # gives up the line, not the chat
+            print()
+            continue
+        if text == "/exit":
+            return
+        if text == "/reset":
+            conversation = list(opening)
+        elif text.startswith("/"):
+            print(_HELP, file=sys.stderr)
+        elif text:
+            _turn(client, conversation, text, params)
+
+
+def _turn(client: EngineClient, conversation: list[dict[str, str]], text: str, params: Mapping[str, Any]) -> None:
+    """One question and its answer, both added to the conversation; an answer cut off by Ctrl+C counts as far as it
+    came."""
+    conversation.append({"role": "user", "content": text})
+    stream = client.stream(conversation, **params)
+    try:
+        with stream:
+            _print_stream(stream)
+    except KeyboardInterrupt:
+        print("(stopped)", file=sys.stderr)
+    except RequestError as error:
+        conversation.pop()
+        print(f"error: {error}; /reset starts a new conversation", file=sys.stderr)
+        return
+    conversation.append({"role": "assistant", "content": stream.completion.text})
+    if sys.stderr.isatty():
+        print(stream.completion.summary, file=sys.stderr)

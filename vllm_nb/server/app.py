@@ -1,0 +1,135 @@
+"""The HTTP server over one engine: `serve` for an engine that exists, `run` for one that is loaded meanwhile."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from vllm_nb.errors import EngineDeadError, VllmNbError
+from vllm_nb.server import inspect, openai
+from vllm_nb.server.errors import add_error_handlers
+from vllm_nb.server.host import EngineHost
+from vllm_nb.server.security import Policy, SecurityMiddleware
+from vllm_nb.server.watch import watch
+
+if TYPE_CHECKING:
+    from vllm_nb.api import Engine
+
+_KEEP_ALIVE = 60  # seconds; longer than clients keep idle connections, so that they never meet a closing one
+_DRAIN = 30  # seconds for running answers after the first Ctrl+C or SIGTERM
+
+
+def serve(
+    engine: "Engine",
+    port: int = 8000,
+    *,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    allowed_hosts: Sequence[str] = (),
+) -> None:
+    """Serve `engine` until Ctrl+C or SIGTERM, then finish the running answers. The caller closes the engine.
+
+    api_key: required as a bearer token on every route; may be left out only on a loopback address. allowed_hosts: names
+    in the Host header to answer besides those of this machine, for a reverse proxy.
+
+    Raises ValueError for an open address without a key, VllmNbError for a port that is taken, EngineDeadError when the
+    engine fails while serving.
+    """
+    policy = Policy.for_address(host, api_key, allowed_hosts)
+    engine_host = EngineHost.ready(engine)
+    run(engine_host, bind(host, port), policy)
+    if engine_host.failure is not None:
+        raise EngineDeadError(engine_host.failure)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a taken port is known before a model is loaded. Raises VllmNbError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise VllmNbError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another port, or 0 for a free one"
+        ) from None
+    return listener
+
+
+def run(
+    host: EngineHost,
+    listener: socket.socket,
+    policy: Policy,
+    *,
+    identity: dict[str, Any] | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve `host` on `listener` until stopped, loading its engine first where there is none.
+
+    Returns also when loading fails or the engine does: `host.failure` says so.
+    """
+
+    def stop() -> None:
+        server.should_exit = True
+
+    app = create_app(host, policy, identity or {}, stop, on_tick)
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,  # the process's own logging
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=_DRAIN,
+    )
+    server = uvicorn.Server(config)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        server.run(sockets=[listener])
+    else:
+        _run_beside_loop(server, listener)
+
+
+def _run_beside_loop(server: uvicorn.Server, listener: socket.socket) -> None:
+    """A notebook's main thread has a running loop already, so the server gets a thread and a loop of its own."""
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="vllm-nb-server")
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        server.should_exit = True
+        thread.join()
+        raise
+
+
+def create_app(
+    host: EngineHost,
+    policy: Policy,
+    identity: dict[str, Any],
+    stop: Callable[[], None],
+    on_tick: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The ASGI application: OpenAI's routes and ours, behind `policy`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if host.engine is None:
+            host.start_loading()
+        watching = asyncio.create_task(watch(host, stop, on_tick))
+        yield
+        watching.cancel()
+
+    # The documentation pages load scripts from a CDN: /openapi.json has the same without.
+    app = FastAPI(title="vllm_nb", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(openai.create_router(host))
+    app.include_router(inspect.create_router(host, identity, stop))
+    app.add_middleware(SecurityMiddleware, policy=policy)
+    add_error_handlers(app)
+    return app

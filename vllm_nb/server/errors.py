@@ -1,0 +1,99 @@
+"""Every failure in OpenAI's error shape: {"error": {"message", "type", "param", "code"}}."""
+
+import json
+import logging
+import math
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from vllm_nb.errors import EngineDeadError, QueueFullError, RequestError, VllmNbError
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(VllmNbError):
+    """A failure with an HTTP status of its own. `code` is for programs, the message for people."""
+
+    def __init__(self, status: int, message: str, code: str, *, param: str | None = None, retry_after: float = 0):
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(math.ceil(self.retry_after))} if self.retry_after else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a client is told of `error`: of an unexpected one just its type, for its text may hold anything."""
+    match error:
+        case ApiError():
+            return error
+        case RequestError():
+            return ApiError(400, str(error), "invalid_value", param=_leading_field(str(error)))
+        case QueueFullError():
+            return ApiError(503, str(error), "queue_full", retry_after=error.retry_after)
+        case EngineDeadError():
+            return ApiError(503, str(error), "engine_dead", retry_after=5)
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail), _HTTP_CODES.get(error.status_code, "http_error"))
+        case VllmNbError():
+            return ApiError(500, str(error), "generation_failed")
+    return ApiError(500, f"internal error ({type(error).__name__}); the engine's log has the details", "internal_error")
+
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def _leading_field(message: str) -> str | None:
+    """SamplingParams' messages begin with the field: "top_p must be ..."."""
+    match = re.match(r"([a-z_]+)(?:\[[^\]]*\])? must ", message)
+    return match[1] if match else None
+
+
+def _validation_error(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {where[-1]}", "invalid_json")
+    # A union's location ends in the names of its types ("stop", "list[str]"): those are no fields.
+    field = ".".join(part for part in where if re.fullmatch(r"\w+", part) and part not in _TYPE_NAMES) or None
+    message = f"{field}: {first['msg']}" if field else f"the body must be a JSON object: {first['msg']}"
+    return ApiError(400, message, "invalid_type", param=field)
+
+
+_TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer with the OpenAI shape whatever goes wrong in a route or before it."""
+
+    async def validation(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _validation_error(error).response()
+
+    async def any_other(_: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
+
+    app.add_exception_handler(RequestValidationError, validation)
+    for kind in (HTTPException, VllmNbError, Exception):  # uvicorn logs what is handled as Exception
+        app.add_exception_handler(kind, any_other)
+
+
+def error_event(error: BaseException) -> bytes:
+    """The last event of a stream that failed: its status line has long been sent."""
+    told = as_api_error(error)
+    if told.code == "internal_error":
+        logger.error("unexpected error in a stream", exc_info=error)
+    return b"data: " + json.dumps(told.body, separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,165 @@
+"""What stands behind the routes: an engine that loads, serves, or has failed, and who is using it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+from vllm_nb import progress
+from vllm_nb.errors import VllmNbError
+from vllm_nb.server.errors import ApiError
+
+if TYPE_CHECKING:  # the engine brings torch, which is imported while the server already answers
+    from vllm_nb.api import Engine
+    from vllm_nb.streams import AsyncEngineStream
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["loading", "ready", "failed"]
+
+
+class EngineHost:
+    """Holds the engine of a server. Used from the event loop; only the loading runs on a thread of its own.
+
+    names: what requests may call the model besides its own name, for example the text it was started with.
+    idle_timeout: seconds without a request after which the server ends; None: never.
+    """
+
+    def __init__(self, load: "Callable[[], Engine]", *, names: tuple[str, ...] = (), idle_timeout: float | None = None):
+        self.names = names
+        self.idle_timeout = idle_timeout
+        self.engine: Engine | None = None
+        self.error: str | None = None  # why loading failed
+        self.failure_told = False  # somebody has seen it in /health
+        self.progress: progress.Report | None = None
+        self.last_used = time.monotonic()
+        self.started = time.time()
+        self._load = load
+        self._active: dict[str, list[AsyncEngineStream]] = {}
+
+    @classmethod
+    def ready(cls, engine: "Engine") -> "EngineHost":
+        """A host of an engine that somebody else has built, and will close."""
+        host = cls(lambda: engine)
+        host.engine = engine
+        return host
+
+    # Loading
+
+    def start_loading(self) -> threading.Thread:
+        """Load on a daemon thread; `status` tells how it goes."""
+        thread = threading.Thread(target=self._run_load, name="vllm-nb-load", daemon=True)
+        thread.start()
+        return thread
+
+    def _run_load(self) -> None:
+        remove = progress.add_sink(self._keep_progress)
+        try:
+            engine = self._load()
+        except VllmNbError as error:
+            logger.error("%s", error)
+            self.error = str(error)
+        except BaseException as error:  # also SystemExit and MemoryError: whoever waits must be told
+            logger.exception("loading the model failed")
+            self.error = f"loading the model failed: {type(error).__name__}: {error}"
+        else:
+            self.last_used = time.monotonic()
+            self.engine = engine
+            logger.info("%s is ready", engine.model_name)
+        finally:
+            remove()
+
+    def _keep_progress(self, report: progress.Report) -> None:
+        self.progress = report
+
+    # State
+
+    @property
+    def status(self) -> Status:
+        if self.error is not None or (self.engine is not None and self.engine.failure is not None):
+            return "failed"
+        return "ready" if self.engine is not None else "loading"
+
+    @property
+    def failure(self) -> str | None:
+        """Why the status is "failed"."""
+        if self.engine is not None and self.engine.failure is not None:
+            return f"the engine has failed: {self.engine.failure!r}"
+        return self.error
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._active)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last request ended, or the model was loaded; 0 while anything runs."""
+        return 0.0 if self._active or self.status == "loading" else time.monotonic() - self.last_used
+
+    def require_engine(self, model: str | None = None) -> "Engine":
+        """The engine, if it can serve `model`. Raises ApiError 503 or 404."""
+        engine = self.engine
+        if self.failure is not None:
+            raise ApiError(503, self.failure, "engine_dead", retry_after=5)
+        if engine is None:
+            raise ApiError(503, f"the model is still loading{self._progress_text()}", "model_loading", retry_after=1)
+        if model is not None and model != engine.model_name and model not in self.names:
+            raise ApiError(
+                404,
+                f"model {model!r} is not served here; this is {engine.model_name!r}",
+                "model_not_found",
+                param="model",
+            )
+        return engine
+
+    def _progress_text(self) -> str:
+        report = self.progress
+        if report is None:
+            return ""
+        share = f", {report.done / report.total:.0%}" if report.total else ""
+        return f" ({report.phase}{share})"
+
+    def health(self) -> dict[str, Any]:
+        """What /health says."""
+        report = None if self.progress is None or self.status != "loading" else asdict(self.progress)
+        return {
+            "status": self.status,
+            "error": self.failure,
+            "progress": report,
+            "model": None if self.engine is None else self.engine.model_name,
+            "max_model_len": None if self.engine is None else self.engine.max_model_len,
+            "requests": self.in_flight,
+            "idle_s": round(self.idle_seconds, 3),
+            "idle_timeout_s": self.idle_timeout,
+            "uptime_s": round(time.time() - self.started, 3),
+        }
+
+    # Requests
+
+    @contextmanager
+    def using(self, request_id: str, streams: "list[AsyncEngineStream]") -> Iterator[None]:
+        """While a request is answered: it can be aborted by id, and counts as use. At the end nothing of it is left
+        in the engine, however it ended."""
+        self._active[request_id] = streams
+        try:
+            yield
+        finally:
+            del self._active[request_id]
+            self.last_used = time.monotonic()
+            for stream in streams:
+                stream.cancel()
+
+    def abort(self, request_id: str) -> bool:
+        """End a request; its answer so far is completed with finish_reason "abort". False for an unknown id."""
+        streams = self._active.get(request_id, [])
+        for stream in streams:
+            if self.engine is not None:
+                self.engine.abort(stream.request_id)
+        return bool(streams)
+
+    def abort_all(self) -> None:
+        for request_id in list(self._active):
+            self.abort(request_id)

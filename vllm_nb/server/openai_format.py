@@ -1,0 +1,209 @@
+"""OpenAI's shapes of an answer, as plain dictionaries: no model validation between a token and its client."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from vllm_nb.text.tokenizer import Tokenizer
+
+to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+_LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"data: {to_json(body)}\n\n".encode()
+
+
+@dataclass
+class Format:
+    """How one request's answer is written; `n` choices a prompt. Subclasses give the two dialects of a choice."""
+
+    id: str
+    model: str
+    tokenizer: "Tokenizer"
+    n: int = 1
+    include_usage: bool = False
+    with_ids: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    kind = ""
+    chunk_kind = ""
+
+    def chunks(self, prompt: int, items: Sequence[StreamItem]) -> list[dict[str, Any]]:
+        """The chunks for the items of a step of the prompt with that number."""
+        found = []
+        for item in items:
+            index = prompt * self.n + item.index
+            for choice in self._pieces(index, item):
+                chunk = self._head(self.chunk_kind) | {"choices": [choice]}
+                if self.include_usage:
+                    chunk["usage"] = None
+                if item.prompt_logprobs is not None:
+                    chunk["prompt_logprobs"] = self._prompt_logprobs(item.prompt_logprobs)
+                found.append(chunk)
+        return found
+
+    def last_chunks(self, chunks: list[dict[str, Any]], usage: Usage, timings: Timings) -> list[dict[str, Any]]:
+        """`chunks`, the last of the answer, with the totals: in a chunk of their own where usage was asked for."""
+        extras = {"timings": timings_dict(timings, usage)}
+        if not self.include_usage:
+            return [*chunks[:-1], chunks[-1] | extras]
+        return [*chunks, self._head(self.chunk_kind) | {"choices": [], "usage": usage_dict(usage)} | extras]
+
+    def whole(self, outputs: Sequence[GenerationOutput], usage: Usage, timings: Timings) -> dict[str, Any]:
+        """The answer in one piece."""
+        choices = [
+            self._whole_choice(prompt * self.n + choice.index, choice)
+            for prompt, output in enumerate(outputs)
+            for choice in output.choices
+        ]
+        body = self._head(self.kind) | {"choices": choices, "usage": usage_dict(usage)}
+        if self.with_ids:
+            body["prompt_token_ids"] = outputs[0].prompt_token_ids
+        if outputs[0].prompt_logprobs is not None:
+            body["prompt_logprobs"] = self._prompt_logprobs(outputs[0].prompt_logprobs)
+        return body | {"timings": timings_dict(timings, usage)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _ending(self, part: StreamItem | Choice) -> dict[str, Any]:
+        return {"finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
+
+    def _ids(self, part: StreamItem | Choice) -> dict[str, Any]:
+        return {"token_ids": part.token_ids} if self.with_ids else {}
+
+    def _logprob(self, entry: TokenLogprob) -> dict[str, Any]:
+        data = self.tokenizer.token_bytes(entry.token_id) or entry.text.encode()
+        body = {"token": entry.text, "logprob": max(entry.logprob, _LOWEST_LOGPROB), "bytes": list(data)}
+        return body | {"token_id": entry.token_id, "rank": entry.rank} if self.with_ids else body
+
+    def _with_top(self, entry: TokenLogprob) -> dict[str, Any]:
+        return self._logprob(entry) | {"top_logprobs": [self._logprob(other) for other in entry.top]}
+
+    def _prompt_logprobs(self, entries: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | None]:
+        return [None if entry is None else self._with_top(entry) for entry in entries]
+
+
+class ChatFormat(Format):
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def __post_init__(self) -> None:
+        self._begun: set[int] = set()
+
+    def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
+        """As OpenAI: the role first, then text, then an empty delta with the finish_reason."""
+        pieces = []
+        if index not in self._begun:
+            self._begun.add(index)
+            pieces.append(self._piece(index, {"role": "assistant", "content": ""}))
+        if item.text or item.token_ids or item.logprobs:
+            logprobs = self._logprobs(item.logprobs)
+            pieces.append(self._piece(index, {"content": item.text}, logprobs) | self._ids(item))
+        if item.finish_reason is not None:
+            pieces.append(self._piece(index, {}) | self._ending(item))
+        return pieces
+
+    def _piece(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        body = {"index": index, "message": message, "logprobs": self._logprobs(choice.logprobs)}
+        return body | self._ending(choice) | self._ids(choice)
+
+    def _logprobs(self, entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        return None if entries is None else {"content": [self._with_top(entry) for entry in entries], "refusal": None}
+
+
+class TextFormat(Format):
+    kind = chunk_kind = "text_completion"
+
+    def __post_init__(self) -> None:
+        self._offsets: dict[int, int] = {}  # characters of each choice already sent
+
+    def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
+        if not (item.text or item.token_ids or item.logprobs or item.finish_reason):
+            return []
+        return [self._choice(index, item)]
+
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        return self._choice(index, choice)
+
+    def _choice(self, index: int, part: StreamItem | Choice) -> dict[str, Any]:
+        start = self._offsets.get(index, 0)
+        self._offsets[index] = start + len(part.text)
+        body = {"index": index, "text": part.text, "logprobs": self._logprobs(part.logprobs, start)}
+        return body | self._ending(part) | self._ids(part)
+
+    def _logprobs(self, entries: Sequence[TokenLogprob] | None, start: int) -> dict[str, Any] | None:
+        """The older shape: parallel lists, the chosen token among the alternatives."""
+        if entries is None:
+            return None
+        offsets, position = [], start
+        for entry in entries:
+            offsets.append(position)
+            position += len(entry.text)
+        return {
+            "tokens": [entry.text for entry in entries],
+            "token_logprobs": [max(entry.logprob, _LOWEST_LOGPROB) for entry in entries],
+            "top_logprobs": [
+                {other.text: max(other.logprob, _LOWEST_LOGPROB) for other in (*entry.top, entry)} for entry in entries
+            ],
+            "text_offset": offsets,
+        }
+
+
+def totals(outputs: Sequence[GenerationOutput]) -> tuple[Usage, Timings]:
+    """Over all prompts of one HTTP request."""
+    usage, timings = Usage(), Timings(arrived=min(output.timings.arrived for output in outputs))
+    for output in outputs:
+        usage.prompt_tokens += output.usage.prompt_tokens
+        usage.completion_tokens += output.usage.completion_tokens
+        usage.cached_tokens += output.usage.cached_tokens
+    timings.scheduled = _known(min, [output.timings.scheduled for output in outputs])
+    timings.first_token = _known(min, [output.timings.first_token for output in outputs])
+    timings.finished = _known(max, [output.timings.finished for output in outputs])
+    return usage, timings
+
+
+def _known(choose: Any, values: list[float | None]) -> float | None:
+    return choose((value for value in values if value is not None), default=None)
+
+
+def usage_dict(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def timings_dict(timings: Timings, usage: Usage) -> dict[str, float | None]:
+    """Ours: seconds since the request arrived, and the rate after the first token."""
+
+    def since(moment: float | None) -> float | None:
+        return None if moment is None else round(moment - timings.arrived, 6)
+
+    rate = timings.decode_rate(usage.completion_tokens)
+    return {
+        "queued_s": since(timings.scheduled),
+        "ttft_s": since(timings.first_token),
+        "decode_tokens_per_s": None if rate is None else round(rate, 3),
+        "total_s": since(timings.finished),
+    }

@@ -1,0 +1,132 @@
+"""What may be asked of the OpenAI routes. Types are checked here; the range of sampling numbers in SamplingParams.
+
+Unknown fields are ignored, as OpenAI does, but fields that would change the answer and cannot be honoured are refused.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_nb.errors import RequestError
+from vllm_nb.sampling import MAX_LOGPROBS, SamplingParams
+from vllm_nb.server.errors import ApiError
+
+MAX_MESSAGES = 10_000
+MAX_PROMPTS = 256
+
+TokenIds = list[int]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class GenerateRequest(BaseModel):
+    """What chat and completion requests share. null counts as not given."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # field -> the values that ask for nothing
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: TokenIds | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool = False  # ours, as in vLLM: token ids beside every text
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def _logprobs(self) -> int | None:
+        raise NotImplementedError
+
+    def _max_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises RequestError naming the field, or ApiError for one that cannot be honoured."""
+        for name, neutral in self.unsupported.items():
+            if getattr(self, name) not in neutral:
+                raise ApiError(400, f"{name} is not supported yet: leave it out", "unsupported_parameter", param=name)
+        values = {name: getattr(self, name) for name in _PASSED_ON}
+        values |= {"logprobs": self._logprobs(), "max_tokens": self._max_tokens()}
+        try:
+            return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+
+_PASSED_ON = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"),
+    *("seed", "logit_bias", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "prompt_logprobs"),
+)
+_FREE_TEXT: dict[str, tuple[Any, ...]] = {"response_format": (None, {"type": "text"}), "structured_outputs": (None, {})}
+
+
+class ChatRequest(GenerateRequest):
+    """POST /v1/chat/completions."""
+
+    unsupported = {**_FREE_TEXT, "tools": (None, []), "functions": (None, []), "modalities": (None, ["text"])}
+
+    messages: list[dict[str, Any]] = Field(max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: list[dict[str, Any]] | None = None
+    functions: list[dict[str, Any]] | None = None
+    modalities: list[str] | None = None
+
+    def _max_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def _logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(GenerateRequest):
+    """POST /v1/completions."""
+
+    unsupported = {**_FREE_TEXT, "suffix": (None, ""), "echo": (None, False), "best_of": (None, 1)}
+
+    prompt: str | TokenIds | Annotated[list[str], Field(max_length=MAX_PROMPTS)] | list[TokenIds]
+    logprobs: int | None = None
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+
+    def _logprobs(self) -> int | None:
+        return self.logprobs
+
+    def prompts(self) -> list[str | TokenIds]:
+        """One entry a prompt."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        prompts = [entry for entry in prompt if not isinstance(entry, int)]
+        if prompt and not prompts:
+            return [[entry for entry in prompt if isinstance(entry, int)]]
+        if not 1 <= len(prompts) <= MAX_PROMPTS:
+            raise RequestError(f"prompt must hold 1 to {MAX_PROMPTS} prompts, not {len(prompts)}")
+        return [*prompts]

@@ -1,0 +1,120 @@
+"""Who may ask: a bearer token, the Host and Origin of the request, and where the server may listen at all.
+
+Any page in the user's browser can send requests to localhost, so loopback alone protects nothing: a foreign Origin is
+refused (cross-site requests), and so is a foreign Host (DNS rebinding). There are no CORS headers.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm_nb.server.errors import ApiError
+
+MAX_BODY = 32 * 2**20  # bytes
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """token: required on every route; None asks for none. hosts: names in the Host header that are answered; None
+    answers any, which is right only where a token is required. max_body: bytes."""
+
+    token: str | None = field(default=None, repr=False)
+    hosts: frozenset[str] | None = _LOOPBACK_HOSTS
+    max_body: int = MAX_BODY
+
+    @classmethod
+    def for_address(cls, host: str, token: str | None, extra_hosts: Sequence[str] = ()) -> "Policy":
+        """The policy of a server listening on `host`.
+
+        Raises ValueError for an address that other machines reach when there is no token.
+        """
+        if is_loopback(host):
+            return cls(token, _LOOPBACK_HOSTS | {host.lower()} | {name.lower() for name in extra_hosts})
+        if not token:
+            raise ValueError(
+                f"host {host!r} can be reached from other machines, so an API key is needed: pass --api-key KEY "
+                "(in Python api_key=...), or listen on 127.0.0.1"
+            )
+        return cls(token, None)  # known by many names there, and no page can guess the token
+
+    def check(self, headers: Headers) -> None:
+        """Raises ApiError 401, 403 or 413."""
+        host = headers.get("host", "")
+        if self.hosts is not None and _hostname(host) not in self.hosts:
+            raise ApiError(403, f"requests to host {host!r} are not answered here", "host_not_allowed", param="Host")
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            raise ApiError(403, f"requests from pages of {origin} are not answered", "origin_not_allowed")
+        if self.token is not None and not self._token_matches(headers.get("authorization", "")):
+            raise ApiError(401, "a valid API key is needed, as the header Authorization: Bearer KEY", "invalid_api_key")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self.max_body:
+            raise _too_large(self.max_body)
+
+    def _token_matches(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        matches = hmac.compare_digest(given.strip().encode(), (self.token or "").encode())
+        return matches and scheme.lower() == "bearer"
+
+
+class SecurityMiddleware:
+    """Applies a Policy before anything else sees the request. (Plain ASGI: it must not stand between a stream and
+    the news that its client has left.)"""
+
+    def __init__(self, app: ASGIApp, policy: Policy):
+        self.app = app
+        self.policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self.policy.check(Headers(scope=scope))
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+            receive = self._limited(receive)
+        elif scope["type"] == "websocket":
+            raise RuntimeError("there are no websocket routes")
+        await self.app(scope, receive, send)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """A chunked body does not say its length beforehand, so count."""
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.policy.max_body:
+                # FastAPI passes this type through while it reads a body, and makes a 400 of any other.
+                raise HTTPException(413, str(_too_large(self.policy.max_body)))
+            return message
+
+        return counted
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the request is larger than {limit // 2**20} MiB", "body_too_large")

@@ -1,0 +1,34 @@
+"""When a server ends by itself: idle for long enough, or its engine has failed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from vllm_nb.server.host import EngineHost
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.25  # seconds
+FAILURE_LINGER = 3.0  # seconds in which /health tells of a failure, unless it has been told before
+
+
+async def watch(host: EngineHost, stop: Callable[[], None], on_tick: Callable[[], None]) -> None:
+    """Call `stop` when the server should end. `on_tick` is called four times a second until then."""
+    while True:
+        await asyncio.sleep(TICK)
+        if host.status == "failed":
+            await _linger(host)
+            stop()
+            return
+        if host.idle_timeout is not None and host.status == "ready" and host.idle_seconds >= host.idle_timeout:
+            logger.info("no request for %g seconds: stopping", host.idle_timeout)
+            stop()
+            return
+        on_tick()
+
+
+async def _linger(host: EngineHost) -> None:
+    deadline = time.monotonic() + FAILURE_LINGER
+    while not host.failure_told and time.monotonic() < deadline:
+        await asyncio.sleep(TICK / 10)
