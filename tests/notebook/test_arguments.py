@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
 from vllm_nb.notebook import arguments
-from vllm_nb.notebook.arguments import CellOptions, engine_settings, parse_cell, split, start_parser
+from vllm_nb.notebook.arguments import CellOptions, parse_cell, split, start_parser, start_settings
 
 PLAIN = CellOptions(sampling={}, system=None, raw=False, stream=True, engine=None, output=None)
 
@@ -101,18 +101,18 @@ def test_start_settings() -> None:
     options = start_parser().parse(split("org/model --name lab --dtype float32 --threads 2 --no-prefix-cache", {}))
     assert options is not None
     assert (options.model, options.name) == ("org/model", "lab")
-    assert engine_settings(options) == {"dtype": "float32", "threads": 2, "prefix_cache": False}
+    assert start_settings(options) == {"name": "lab", "dtype": "float32", "threads": 2, "prefix_cache": False}
 
 
 def test_start_without_arguments_is_the_default_model() -> None:
     options = start_parser().parse([])
     assert options is not None
     assert options.model == "smollm2"
-    assert engine_settings(options) == {}
+    assert start_settings(options) == {}
 
 
 def test_start_checks_settings_before_any_process_starts() -> None:
     options = start_parser().parse(["--kv-fraction", "3"])
     assert options is not None
     with pytest.raises(UsageError, match=r"%vllm start: kv_fraction must be a number from 0\.01 to 0\.95, not 3\.0"):
-        engine_settings(options)
+        start_settings(options)

@@ -75,8 +75,10 @@ def test_script_in_an_answer_stays_text() -> None:
     assert bundle["text/plain"] == "<script>alert(1)</script>\n[1 token]"
 
 
-def test_several_answers_are_numbered() -> None:
-    assert Frame("", ["one", "two"]).text == "[1] one\n\n[2] two"
+def test_several_answers_side_by_side() -> None:
+    bundle = Frame("8 tokens", ["one", "two"]).bundle()
+    assert bundle["text/html"].count("<hr>") == 1
+    assert bundle["text/plain"] == "[8 tokens]"  # a page that can only be added to shows them when they are whole
 
 
 def test_progress_frames() -> None:

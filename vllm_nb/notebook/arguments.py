@@ -7,14 +7,13 @@ from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
-from IPython.utils.process import arg_split
+from IPython.utils.process import arg_split  # type: ignore[attr-defined]
 
 from vllm_nb.config import BACKENDS, DEVICES, DTYPES, EngineConfig
 from vllm_nb.notebook.interpolate import did_you_mean, expressions, interpolate
 from vllm_nb.sampling import SamplingParams
 
 DEFAULT_MODEL = "smollm2"
-START_TIMEOUT = 600.0  # seconds; the first start may download a model
 
 
 class Parser(MagicArgumentParser):
@@ -174,22 +173,28 @@ def start_parser() -> Parser:
     settings.add_argument(
         "--no-prefix-cache", dest="prefix_cache", action="store_false", default=None, help="share nothing"
     )
-    parser.add_argument("--idle-timeout", type=float, metavar="SECONDS", help="end after so long without requests")
     parser.add_argument(
-        "--timeout", type=float, default=START_TIMEOUT, metavar="SECONDS", help="how long to wait until it is ready"
+        "--idle-timeout", type=float, metavar="SECONDS", help="end after so long without requests; 0: never"
     )
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait until it is ready")
     return parser
 
 
-def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The EngineConfig fields that were given. Raises UsageError for a value out of range."""
-    known = EngineConfig.__dataclass_fields__
-    given = {name: value for name, value in vars(options).items() if name in known and value is not None}
+def start_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of vllm_nb.start's options and EngineConfig's fields. Raises UsageError for a wrong value."""
+    given = {
+        name: value for name, value in vars(options).items() if name not in ("model", "help") and value is not None
+    }
     try:
-        EngineConfig.from_dict(given)
+        EngineConfig.from_dict({name: value for name, value in given.items() if name not in _PROCESS})
     except ValueError as error:
         raise UsageError(f"%vllm start: {error}") from None
+    if "idle_timeout" in given:
+        given["idle_timeout"] = given["idle_timeout"] or None
     return given
+
+
+_PROCESS = ("name", "timeout", "idle_timeout")
 
 
 def stop_parser() -> Parser:
@@ -214,3 +219,18 @@ def logs_parser() -> Parser:
     parser.add_argument("name", nargs="?", help="as %%vllm ps names it; the default is the engine in use")
     parser.add_argument("--lines", type=int, default=40, metavar="N", help="how many")
     return parser
+
+
+def overview() -> str:
+    """All of `%vllm` on one page."""
+    return """\
+%vllm start [MODEL]    start an engine, or reuse the one that runs
+%vllm ps               the engines that run
+%vllm use NAME         which of them %%vllm talks to in this notebook
+%vllm stop [NAME]      end an engine
+%vllm logs [NAME]      the end of an engine's log
+
+%%vllm [flags]         send the cell to a model and stream the answer
+
+Each takes -h. {{ expr }} is replaced by its value from the notebook.
+"""

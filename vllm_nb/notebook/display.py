@@ -5,6 +5,7 @@ browser that renders Markdown for each token stutters. So the text comes escaped
 """
 
 import html
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from vllm_nb.progress import Report
 if TYPE_CHECKING:
     from rich.status import Status
 
+    from vllm_nb.client.terminal import ProgressBars
+
 UPDATE_INTERVAL = 0.1  # seconds
 
 
@@ -30,25 +33,17 @@ class Frame:
     texts: Sequence[str] = ()
     fraction: float | None = None
 
-    @property
-    def text(self) -> str:
-        shown = [text for text in self.texts if text]
-        return "\n\n".join(shown) if len(self.texts) < 2 else "\n\n".join(numbered(self.texts))
-
     def bundle(self) -> dict[str, str]:
-        """MIME bundle, the text escaped."""
-        body = f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{html.escape(self.text)}</div>'
+        """MIME bundle, the text escaped. Plain text can't show several answers that grow side by side: it waits."""
+        texts = [html.escape(text) for text in self.texts if text]
+        blocks = [f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{text}</div>' for text in texts]
         bar = "" if self.fraction is None else f'<progress value="{self.fraction:.3f}" max="1"></progress> '
         line = f'<div style="font-size:85%;opacity:.7">{bar}{html.escape(self.status)}</div>'
+        plain = [self.texts[0]] if len(self.texts) == 1 and self.texts[0] else []
         return {
-            "text/plain": "\n".join(part for part in (self.text, f"[{self.status}]") if part),
-            "text/html": (body if self.text else "") + line,
+            "text/plain": "\n".join([*plain, f"[{self.status}]"]),
+            "text/html": "<hr>".join(blocks) + line,
         }
-
-
-def numbered(texts: Sequence[str]) -> list[str]:
-    """Several answers to one prompt, told apart."""
-    return [f"[{i}] {text}" for i, text in enumerate(texts, 1)]
 
 
 def progress_frame(report: Report) -> Frame:
@@ -63,6 +58,9 @@ def progress_frame(report: Report) -> Frame:
 
 class View(Protocol):
     """Where a cell's work is shown while it goes on."""
+
+    def progress(self, report: Report) -> None:
+        """Show how far long work has come."""
 
     def update(self, frame: Frame) -> None:
         """Show this frame, or a later one."""
@@ -81,6 +79,9 @@ class NotebookView:
         self._clock = clock
         self._handle = DisplayHandle()
         self._updated: float | None = None
+
+    def progress(self, report: Report) -> None:
+        self.update(progress_frame(report))
 
     def update(self, frame: Frame) -> None:
         now = self._clock()
@@ -102,48 +103,63 @@ class NotebookView:
 
 
 class TerminalView:
-    """A spinner with the status until text comes, then the text itself, printed as it grows."""
+    """Bars and a spinner on stderr until text comes, then the text itself, printed as it grows."""
 
     def __init__(self) -> None:
+        self._bars: ProgressBars | None = None
         self._spinner: Status | None = None
         self._printed = 0
+
+    def progress(self, report: Report) -> None:
+        if self._bars is None:
+            from vllm_nb.client.terminal import ProgressBars
+
+            self._bars = ProgressBars().__enter__()
+        self._bars(report)
 
     def update(self, frame: Frame) -> None:
         if len(frame.texts) == 1 and frame.texts[0]:
             self._print_rest(frame.texts[0])
         elif not self._printed:
-            self._spin(frame)
+            self._spin(frame.status)
 
     def finish(self, value: Any) -> None:
-        self._stop_spinner()
-        text = getattr(value, "text", None)
-        if self._printed and isinstance(text, str):
-            self._print_rest(text)
+        self.clear()
+        if self._printed:
+            self._print_rest(value.text)
             print()
         else:
-            print(plain_text(value))
+            print(_printable(plain_text(value)))
 
     def clear(self) -> None:
-        self._stop_spinner()
-
-    def _print_rest(self, text: str) -> None:
-        self._stop_spinner()
-        print(text[self._printed :], end="", flush=True)
-        self._printed = len(text)
-
-    def _spin(self, frame: Frame) -> None:
-        percent = "" if frame.fraction is None else f" ({frame.fraction:.0%})"
-        if self._spinner is None:
-            from rich.console import Console
-
-            self._spinner = Console().status("")
-            self._spinner.start()
-        self._spinner.update(frame.status + percent)
-
-    def _stop_spinner(self) -> None:
+        if self._bars is not None:
+            self._bars.__exit__(None, None, None)
+            self._bars = None
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
+
+    def _print_rest(self, text: str) -> None:
+        self.clear()
+        print(_printable(text[self._printed :]), end="", flush=True)
+        self._printed = len(text)
+
+    def _spin(self, status: str) -> None:
+        if self._spinner is None:
+            from rich.console import Console
+
+            self.clear()
+            self._spinner = Console(stderr=True).status(status)
+            self._spinner.start()
+        self._spinner.update(status)
+
+
+# What a model writes must not move the cursor, retitle the window or hide text.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _printable(text: str) -> str:
+    return _CONTROL.sub("", text)
 
 
 class SilentView:
@@ -151,6 +167,9 @@ class SilentView:
 
     def __init__(self, view: View):
         self._view = view
+
+    def progress(self, report: Report) -> None:
+        self._view.progress(report)
 
     def update(self, frame: Frame) -> None:
         self._view.update(Frame(frame.status, fraction=frame.fraction))
@@ -179,13 +198,14 @@ class Table:
     """A small table for people: text and HTML, plain enough for either theme."""
 
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     note: str = field(default="")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": self._text(), "text/html": self._html()}
+        return {"text/plain": self.text, "text/html": self._html()}
 
-    def _text(self) -> str:
+    @property
+    def text(self) -> str:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table as RichTable

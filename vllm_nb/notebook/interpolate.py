@@ -5,7 +5,7 @@ prompts are full of JSON, LaTeX, C and templates. An expression can read the not
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ from IPython.core.error import UsageError
 if TYPE_CHECKING:
     from jinja2.sandbox import SandboxedEnvironment
 
-_BUILTINS = (abs, all, any, bool, dict, enumerate, float, int, len, list, max, min, repr, reversed, round, set, sorted)
-_BUILTINS += (sum, tuple, zip)
+_BUILTINS: tuple[Callable[..., Any], ...] = (
+    *(abs, all, any, bool, dict, enumerate, float, int, len, list, max, min),
+    *(repr, reversed, round, set, sorted, sum, tuple, zip),
+)
 _NEVER_IN_A_PROMPT = "\ufffe"  # a noncharacter: Jinja's statements and comments can't be switched off, only moved away
 
 
