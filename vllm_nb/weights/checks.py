@@ -22,14 +22,13 @@ def check_sizes(config: ModelConfig, path: Path) -> ModelConfig:
 
 
 def check_sampling(sampling: dict[str, float], path: Path) -> dict[str, float]:
-    """The makers' advice, if a request may ask for it."""
+    """The makers' advice, if a request may ask for it; top_k as a whole number."""
+    advice: dict[str, Any] = {name: int(value) if name == "top_k" else value for name, value in sampling.items()}
     try:
-        # JSON and GGUF know one kind of number; top_k is whole.
-        whole = {name: int(value) if name == "top_k" else value for name, value in sampling.items()}
-        SamplingParams(**whole)
+        SamplingParams(**advice)
     except ValueError as error:
         raise ModelLoadError(f"The sampling advice in {path} is out of range: {error}.") from error
-    return whole
+    return advice
 
 
 def unsupported_architecture(name: str, path: Path, readable: Sequence[str]) -> ModelLoadError:

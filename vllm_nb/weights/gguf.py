@@ -106,19 +106,18 @@ class GgufFile:
     def tensor(self, name: str) -> RawTensor:
         """A view of the mapped file: a torch tensor for F32, F16 and BF16, else QuantTensor. The name must exist."""
         info = self.tensors[name]
+        # NumPy's array keeps the map from being closed below the tensor; torch.frombuffer would not.
+        data = np.frombuffer(self._data, np.uint8, count=info.nbytes, offset=info.start)
         if info.type in _PLAIN:
-            count = math.prod(info.shape)
-            plain = torch.frombuffer(self._data, dtype=_PLAIN[info.type], count=count, offset=info.start)
-            return plain.reshape(info.shape)
+            return torch.from_numpy(data).view(_PLAIN[info.type]).reshape(info.shape)
         if len(info.shape) != 2:
             raise ModelLoadError(
                 f"The tensor {name!r} in {self.path} is {info.type} with {len(info.shape)} dimensions; "
                 "quantised tensors are supported with two."
             )
         rows, columns = info.shape
-        blocks = np.frombuffer(self._data, np.uint8, count=info.nbytes, offset=info.start).reshape(rows, -1)
-        blocks.flags.writeable = False
-        return QuantTensor(info.type, (rows, columns), blocks)
+        data.flags.writeable = False
+        return QuantTensor(info.type, (rows, columns), data.reshape(rows, -1))
 
     def close(self) -> None:
         """Let go of the file; tensors in use keep their part of it mapped until they are freed."""

@@ -118,7 +118,8 @@ def _model_files(sizes: dict[str, Any]) -> list[str]:
 
 def _fetch(repo_id: str, files: list[str], total: int) -> list[Path]:
     """Download the files, in a thread of its own, because progress is watched from here whatever the hub's version."""
-    from huggingface_hub import constants, hf_hub_download, utils
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     done: Future[list[Path]] = Future()
 
@@ -129,15 +130,15 @@ def _fetch(repo_id: str, files: list[str], total: int) -> list[Path]:
             done.set_exception(error)
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
-    bars_shown = not utils.are_progress_bars_disabled()
-    utils.disable_progress_bars()  # ours shows
+    bars_shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # ours shows
     try:
         Thread(target=work, name="hub-download", daemon=True).start()
         report_growth(folder, f"Downloading {repo_id}", total or None, lambda timeout: bool(wait([done], timeout).done))
         return done.result()
     finally:
         if bars_shown:
-            utils.enable_progress_bars()
+            enable_progress_bars()
 
 
 def _first_line(error: Exception) -> str:

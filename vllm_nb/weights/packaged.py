@@ -95,7 +95,7 @@ PACKAGED = {
 
 def cached_path(model: PackagedModel) -> Path:
     """Where the file lies once it was fetched or put together."""
-    return platformdirs.user_cache_path("vllm_nb", appauthor=False) / "models" / model.file
+    return platformdirs.user_cache_path("vllm_nb") / "models" / model.file
 
 
 def find(model: PackagedModel) -> Path | None:
