@@ -59,10 +59,19 @@ class EngineClient:
     def stream(self, messages: Any, **params: Any) -> ChatStream:
         """The same as it is generated: enter the result, iterate over StreamItems; `.completion` is the answer so far.
         The request is sent on entering."""
+        body = self._body(params) | {"messages": [_message(message) for message in as_messages(messages)]}
+        if "logprobs" in body:
+            body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
+        return ChatStream(self, "/v1/chat/completions", body)
+
+    def stream_text(self, prompt: str, **params: Any) -> ChatStream:
+        """As `stream`, but the model continues `prompt` as it is, without the chat template."""
+        return ChatStream(self, "/v1/completions", self._body(params) | {"prompt": prompt})
+
+    def _body(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What both kinds of request say."""
         body = {"model": params.pop("model", None) or self.model} | _sampling(params)
-        body["messages"] = [_message(message) for message in as_messages(messages)]
-        body |= {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
-        return ChatStream(self, body)
+        return body | {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
 
     def abort(self, request_id: str) -> bool:
         """End a request. False when the engine knows no such request, or cannot be asked."""
@@ -207,10 +216,7 @@ def _sampling(params: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"unknown parameter {name!r}; {hint}")
     checked = SamplingParams(**params)
     given = {name: getattr(checked, name) for name in params}
-    body = {name: value for name, value in given.items() if value != _SAMPLING[name]}
-    if "logprobs" in body:
-        body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
-    return body
+    return {name: value for name, value in given.items() if value != _SAMPLING[name]}
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:

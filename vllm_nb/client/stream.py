@@ -20,9 +20,10 @@ class ChatStream:
     with finish_reason "abort".
     """
 
-    def __init__(self, client: "EngineClient", body: Mapping[str, Any]):
+    def __init__(self, client: "EngineClient", path: str, body: Mapping[str, Any]):
         self.completion = Completion(model=str(body.get("model") or ""))
         self._client = client
+        self._path = path
         self._body = body
         self._response: httpx.Response | None = None
         self._items: Iterator[StreamItem] = iter(())
@@ -34,7 +35,7 @@ class ChatStream:
 
     def __enter__(self) -> Self:
         """Sends the request. Raises RequestError, QueueFullError, EngineDeadError."""
-        response = self._client.send("POST", "/v1/chat/completions", self._body, stream=True)
+        response = self._client.send("POST", self._path, self._body, stream=True)
         self._response = response
         if response.status_code != 200:
             self._over = True
@@ -128,16 +129,32 @@ def _events(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _item(request_id: str, choice: Mapping[str, Any]) -> StreamItem:
-    logprobs = (choice.get("logprobs") or {}).get("content")
+    """From a choice of either dialect: chat has a delta, completions a text."""
+    logprobs, token_ids = choice.get("logprobs") or {}, choice.get("token_ids") or []
+    entries = _text_logprobs(logprobs, token_ids) if "tokens" in logprobs else logprobs.get("content")
     return StreamItem(
         request_id,
         choice.get("index", 0),
-        (choice.get("delta") or {}).get("content") or "",
-        choice.get("token_ids") or [],
-        None if logprobs is None else [_logprob(entry) for entry in logprobs],
+        (choice.get("delta") or {}).get("content") or choice.get("text") or "",
+        token_ids,
+        None if entries is None else [_logprob(entry) for entry in entries],
         choice.get("finish_reason"),
         choice.get("stop_reason"),
     )
+
+
+def _text_logprobs(logprobs: Mapping[str, Any], token_ids: list[int]) -> list[dict[str, Any]]:
+    """The parallel lists of the completions dialect as chat's entries; it has the chosen token among the top ones."""
+    ids = token_ids or [-1] * len(logprobs["tokens"])  # as servers give them that know no return_token_ids
+    columns = zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], ids, strict=True)
+    return [
+        {"token": token, "logprob": logprob, "token_id": token_id, "top_logprobs": _top(top)}
+        for token, logprob, top, token_id in columns
+    ]
+
+
+def _top(logprobs: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [{"token": token, "logprob": logprob} for token, logprob in logprobs.items()]
 
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:

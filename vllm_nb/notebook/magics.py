@@ -17,6 +17,7 @@ from vllm_nb.notebook.values import CellValues
 
 if TYPE_CHECKING:  # the client is imported by the first cell that needs it, not by %load_ext
     from vllm_nb.client.completion import Completion
+    from vllm_nb.client.stream import ChatStream
     from vllm_nb.notebook.engines import Engine, Engines
 
 Namespace = Mapping[str, Any]
@@ -87,7 +88,7 @@ class VllmMagics(Magics):
         from vllm_nb.notebook.failures import Interrupted, told_to_the_user
 
         with told_to_the_user(engine.info.log_path):
-            stream = engine.client.stream(_messages(options, prompt), **options.sampling)
+            stream = _stream(engine, options, prompt)
             answer = Answer(engine.client, stream, view, show_text=options.stream)
             try:
                 answer.show()
@@ -179,9 +180,11 @@ def _prompt(cell: str, namespace: Namespace) -> tuple[str, bool]:
     return prompt, silent
 
 
-def _messages(options: CellOptions, prompt: str) -> list[dict[str, str]]:
+def _stream(engine: "Engine", options: CellOptions, prompt: str) -> "ChatStream":
+    if options.raw:
+        return engine.client.stream_text(prompt, **options.sampling)
     system = [{"role": "system", "content": options.system}] if options.system else []
-    return [*system, {"role": "user", "content": prompt}]
+    return engine.client.stream([*system, {"role": "user", "content": prompt}], **options.sampling)
 
 
 def _stopped(completion: "Completion", output: str | None) -> str:
