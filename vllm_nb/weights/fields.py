@@ -58,10 +58,10 @@ class Fields:
     def text(self, name: str, default: Any = _REQUIRED) -> Any:
         return self._typed(name, default, str, "a text")
 
-    def mapping(self, name: str, default: Any = _REQUIRED) -> "Fields":
-        """The fields below `name`."""
+    def mapping(self, name: str, default: Any = _REQUIRED) -> Any:
+        """The fields below `name`; the default comes back as it is."""
         values = self._typed(name, default, dict, "an object")
-        return Fields(values, self.path, inside=f"{self.inside}{name}.")
+        return values if values is default else Fields(values, self.path, inside=f"{self.inside}{name}.")
 
     def items(self, name: str, default: Any = _REQUIRED) -> Any:
         """A list."""
