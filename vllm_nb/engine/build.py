@@ -56,12 +56,11 @@ def place(config: EngineConfig) -> Placement:
 def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
     """Load the weights and set up everything a step needs. Raises ModelLoadError."""
     placement = place(config)
-    model_config = _stretched(checkpoint.config, config.yarn_factor)
-    capacity = plan_capacity(model_config, config, placement)
+    checkpoint.config = _stretched(checkpoint.config, config.yarn_factor)
+    capacity = plan_capacity(checkpoint.config, config, placement)
     model = build_model(
         checkpoint,
         placement.kernels,
-        config=model_config,
         dtype=placement.dtype,
         device=placement.device,
         max_len=capacity.max_model_len,
