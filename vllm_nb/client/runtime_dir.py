@@ -3,6 +3,7 @@
 import fcntl
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,9 @@ def _default() -> Path:
     import platformdirs
 
     try:
-        return Path(platformdirs.user_runtime_dir("vllm_nb"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it announces a fallback in /tmp, which secure_folder checks
+            return Path(platformdirs.user_runtime_dir("vllm_nb"))
     except PermissionError as error:  # the folder above it belongs to another user
         raise VllmNbError(f"no safe runtime folder: {error}; or set {ENVIRONMENT_NAME} to a folder of yours") from None
 

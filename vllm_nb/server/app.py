@@ -89,12 +89,18 @@ def run(
         timeout_graceful_shutdown=_DRAIN,
     )
     server = uvicorn.Server(config)
+    if _loop_runs():
+        _run_beside_loop(server, listener)
+    else:
+        server.run(sockets=[listener])
+
+
+def _loop_runs() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        server.run(sockets=[listener])
-    else:
-        _run_beside_loop(server, listener)
+        return False
+    return True
 
 
 def _run_beside_loop(server: uvicorn.Server, listener: socket.socket) -> None:

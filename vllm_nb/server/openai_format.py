@@ -32,6 +32,7 @@ class Format:
     include_usage: bool = False
     with_ids: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+    _sent: dict[int, int] = field(default_factory=dict, init=False)  # characters of each choice that has begun
 
     kind = ""
     chunk_kind = ""
@@ -102,14 +103,11 @@ class ChatFormat(Format):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __post_init__(self) -> None:
-        self._begun: set[int] = set()
-
     def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
         """As OpenAI: the role first, then text, then an empty delta with the finish_reason."""
         pieces = []
-        if index not in self._begun:
-            self._begun.add(index)
+        if index not in self._sent:
+            self._sent[index] = 0
             pieces.append(self._piece(index, {"role": "assistant", "content": ""}))
         if item.text or item.token_ids or item.logprobs:
             logprobs = self._logprobs(item.logprobs)
@@ -133,9 +131,6 @@ class ChatFormat(Format):
 class TextFormat(Format):
     kind = chunk_kind = "text_completion"
 
-    def __post_init__(self) -> None:
-        self._offsets: dict[int, int] = {}  # characters of each choice already sent
-
     def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
         if not (item.text or item.token_ids or item.logprobs or item.finish_reason):
             return []
@@ -145,8 +140,8 @@ class TextFormat(Format):
         return self._choice(index, choice)
 
     def _choice(self, index: int, part: StreamItem | Choice) -> dict[str, Any]:
-        start = self._offsets.get(index, 0)
-        self._offsets[index] = start + len(part.text)
+        start = self._sent.get(index, 0)
+        self._sent[index] = start + len(part.text)
         body = {"index": index, "text": part.text, "logprobs": self._logprobs(part.logprobs, start)}
         return body | self._ending(part) | self._ids(part)
 

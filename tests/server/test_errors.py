@@ -1,0 +1,174 @@
+"""Whatever is wrong with a request: a status, OpenAI's error shape, a message that names the field; and the engine goes
+on serving."""
+
+import openai
+import pytest
+
+from vllm_nb.server.security import Policy
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def post(live, body, path="/v1/chat/completions", **options):
+    with live.client() as client:
+        return client.post(path, **({"json": body} | options))
+
+
+@pytest.fixture(autouse=True)
+def still_serving(tiny):
+    yield
+    assert post(tiny, {"messages": HELLO, "max_tokens": 2}).status_code == 200
+    tiny.eventually_empty()
+
+
+BAD_CHATS = [
+    ({"temperature": -1}, "temperature", "temperature must be a number from 0 to 100, not -1"),
+    ({"top_p": 0}, "top_p", "top_p must be"),
+    ({"top_p": "x"}, "top_p", "top_p: Input should be a valid number"),
+    ({"n": 0}, "n", "n must be a whole number from 1 to 128, not 0"),
+    ({"n": 1.5}, "n", "n: Input should be a valid integer"),
+    ({"n": True}, "n", "n: Input should be a valid integer"),
+    ({"max_tokens": 0}, "max_tokens", "max_tokens must be"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "greater than or equal to 1"),
+    ({"min_tokens": 5, "max_tokens": 2}, "min_tokens", "min_tokens must be at most max_tokens (2), not 5"),
+    ({"top_logprobs": 99, "logprobs": True}, "top_logprobs", "less than or equal to 20"),
+    ({"top_logprobs": 2}, "top_logprobs", "needs logprobs: true"),
+    ({"stop": [""]}, "stop", "stop must hold texts of 1 to"),
+    ({"stop": ["x"] * 10_000}, "stop", "stop must hold at most 16"),
+    ({"stop": 3}, "stop", "stop: "),
+    ({"logit_bias": {"5": 1000}}, "logit_bias", "logit_bias[5] must be"),
+    ({"logit_bias": {"99999": 1}}, None, "outside the vocabulary"),
+    ({"stop_token_ids": [99999]}, None, "outside the vocabulary"),
+    ({"seed": 2**70}, "seed", "seed must be"),
+    ({"messages": []}, None, "messages is empty"),
+    ({"messages": None}, "messages", "messages: "),
+    ({"messages": "Hello"}, "messages", "messages: Input should be a valid list"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, None, "unknown role 'wizard'"),
+    ({"messages": [{"role": "user"}]}, None, "lacks content"),
+    ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, None, "unknown message part"),
+    ({"messages": [{"role": "user", "content": "x" * 70_000}]}, None, "this engine takes at most"),
+    ({"stream_options": 5}, "stream_options", "stream_options: "),
+    ({"tools": [{"type": "function"}]}, "tools", "tools is not supported yet"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported yet"),
+]
+
+
+@pytest.mark.parametrize(("change", "param", "message"), BAD_CHATS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_chat_is_a_400_that_names_the_field(tiny, change, param, message, stream):
+    response = post(tiny, {"messages": HELLO, "stream": stream} | change)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert message in error["message"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert error["code"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": []}, "prompt must hold 1 to 256 prompts, not 0"),
+        ({"prompt": ["x"] * 257}, "prompt"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": [1, "a"]}, "prompt: "),
+        ({"prompt": [-1]}, "outside the vocabulary"),
+        ({"prompt": [[1], [10**9]]}, "outside the vocabulary"),
+        ({"prompt": "x", "echo": True}, "echo is not supported yet"),
+        ({"prompt": "x", "best_of": 3}, "best_of is not supported yet"),
+        ({"prompt": "x", "logprobs": True}, "logprobs: Input should be a valid integer"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_bad_completion_is_a_400(tiny, change, message):
+    response = post(tiny, change, "/v1/completions")
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "code"),
+    [
+        ({"content": b"{"}, 400, "invalid_json"),
+        ({"content": b"\xff\xfe{}"}, 400, None),
+        ({"content": b"[]"}, 400, "invalid_type"),
+        ({"content": b""}, 400, "invalid_type"),
+        ({"content": b"[" * 100_000}, 400, None),
+        ({"content": b'{"messages": NaN}'}, 400, "invalid_type"),
+        ({"content": b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}'}, 400, "invalid_value"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_body_that_is_no_request(tiny, options, status, code):
+    response = post(tiny, None, headers={"Content-Type": "application/json"}, **{"json": None} | options)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["message"]
+    assert code is None or error["code"] == code
+
+
+def test_unknown_places_and_methods(tiny):
+    with tiny.client() as client:
+        assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+        assert client.get("/v1/chat/completions").status_code == 405
+        assert client.get("/docs").status_code == 404
+        assert client.get("/openapi.json").status_code == 200
+
+
+def test_another_models_name(tiny):
+    response = post(tiny, {"messages": HELLO, "model": "gpt-4"})
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert error["code"] == "model_not_found"
+    assert error["message"] == "model 'gpt-4' is not served here; this is 'tiny-llama'"
+
+
+def test_every_route_needs_the_key(tiny):
+    import httpx
+
+    with httpx.Client(base_url=tiny.url) as client:
+        for method, path in [
+            ("GET", "/health"),
+            ("GET", "/v1/models"),
+            ("POST", "/v1/chat/completions"),
+            ("POST", "/inspect/shutdown"),
+            ("GET", "/inspect/state"),
+            ("GET", "/openapi.json"),
+            ("GET", "/nowhere"),
+        ]:
+            response = client.request(method, path)
+            assert response.status_code == 401, path
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert response.json()["error"]["code"] == "invalid_api_key"
+    assert tiny.thread.is_alive()
+    client = openai.OpenAI(base_url=f"{tiny.url}/v1", api_key="wrong", max_retries=0)
+    with client, pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
+        client.models.list()
+
+
+def test_foreign_hosts_and_origins_on_the_wire(tiny):
+    with tiny.client() as client:
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+        assert client.get("/health", headers={"Origin": "https://evil.example"}).status_code == 403
+        preflight = client.options(
+            "/v1/chat/completions",
+            headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"},
+        )
+        assert preflight.status_code == 403
+        same = client.get("/health", headers={"Origin": tiny.url})
+        assert same.status_code == 200
+        assert not [name for name in same.headers if name.startswith("access-control")]
+
+
+def test_a_body_too_large_is_refused_announced_or_not(tiny_model_path, serving, tiny):
+    from vllm_nb.server.host import EngineHost
+
+    policy = Policy(token="test-key", max_body=100_000)
+    with serving(EngineHost.ready(tiny.host.engine), policy) as live:
+        large = b'{"messages": "' + b"x" * 200_000 + b'"}'
+        announced = post(live, None, json=None, content=large, headers={"Content-Type": "application/json"})
+        pieces = (large[i : i + 1000] for i in range(0, len(large), 1000))
+        chunked = post(live, None, json=None, content=pieces, headers={"Content-Type": "application/json"})
+        for response in (announced, chunked):
+            assert response.status_code == 413
+            assert response.json()["error"]["code"] == "body_too_large"
