@@ -25,17 +25,19 @@ def real_file(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def test_metadata_is_what_gguf_py_reads(real_file: Path, gguf_reader: Callable[[Path], gguf.GGUFReader]) -> None:
-    fields = gguf_reader(real_file).fields
+def test_metadata_is_what_gguf_py_reads(real_file: Path, gguf_reader: Callable[[Path], Any]) -> None:
+    reader = gguf_reader(real_file)
     file = GgufFile(real_file)
-    expected = {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.")}
+    expected = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert file.metadata.keys() == expected.keys()
     for key, value in expected.items():
-        assert file.metadata[key] == value, key
+        ours = file.metadata[key]
+        long = isinstance(ours, list) and len(ours) >= 1000  # of which the oracle has a sample
+        assert (ours[:: reader.STEP] if long else ours) == value, key
     file.close()
 
 
-def test_tensors_are_what_gguf_py_reads(real_file: Path, gguf_reader: Callable[[Path], gguf.GGUFReader]) -> None:
+def test_tensors_are_what_gguf_py_reads(real_file: Path, gguf_reader: Callable[[Path], Any]) -> None:
     reader = gguf_reader(real_file)
     file = GgufFile(real_file)
     assert set(file.tensors) == {tensor.name for tensor in reader.tensors}
