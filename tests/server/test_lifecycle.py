@@ -1,0 +1,227 @@
+"""A server over its engine's life: loading, ready, failed, idle, ended."""
+
+import json
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+from safetensors.torch import load_file, save_file
+
+from vllm_nb import progress
+from vllm_nb.api import Engine
+from vllm_nb.config import EngineConfig
+from vllm_nb.errors import EngineDeadError, ModelLoadError
+from vllm_nb.server.app import serve
+from vllm_nb.server.host import EngineHost
+
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+SMALL = EngineConfig(num_kv_blocks=512)
+
+
+@pytest.fixture
+def engine(tiny_model_path):
+    with Engine(tiny_model_path, SMALL) as engine:
+        yield engine
+
+
+def test_while_it_loads_it_answers_with_the_progress(engine, serving):
+    loaded = threading.Event()
+
+    def load():
+        with progress.task("Loading weights", total=100, unit="tensors") as advance:
+            advance(42)
+            assert loaded.wait(30)
+        return engine
+
+    with serving(EngineHost(load)) as live, live.client() as client:
+        while (health := client.get("/health").json())["progress"] is None:
+            assert health["status"] == "loading"
+        report = {"phase": "Loading weights", "done": 42.0, "total": 100, "unit": "tensors", "finished": False}
+        assert health["progress"] == report
+        assert (health["id"], health["model"], health["error"]) == ("test", None, None)
+        refused = client.post("/v1/chat/completions", json=HELLO)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["code"] == "model_loading"
+        assert refused.json()["error"]["message"] == "the model is still loading (Loading weights, 42%)"
+        loaded.set()
+        while (health := client.get("/health").json())["status"] == "loading":
+            time.sleep(0.01)
+        assert (health["status"], health["model"], health["progress"]) == ("ready", "tiny-llama", None)
+        assert client.post("/v1/chat/completions", json=HELLO).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModelLoadError("x.gguf is cut off"), "x.gguf is cut off"),
+        (MemoryError("no room"), "loading the model failed: MemoryError: no room"),
+    ],
+)
+def test_a_failed_load_is_told_and_ends_the_server(serving, error, told):
+    def load():
+        raise error
+
+    with serving(EngineHost(load)) as live:
+        with live.client() as client:
+            while (response := client.get("/health")).json()["status"] == "loading":
+                time.sleep(0.001)
+        assert response.status_code == 503
+        assert (response.json()["status"], response.json()["error"]) == ("failed", told)
+        live.thread.join(30)
+        assert not live.thread.is_alive()
+        assert live.host.failure == told
+
+
+def test_it_ends_by_itself_when_idle_but_not_while_it_works(engine, serving):
+    host = EngineHost.ready(engine)
+    host.idle_timeout = 0.2
+    with serving(host) as live, live.client() as client:
+        body = HELLO | {"max_tokens": 500, "ignore_eos": True}
+        answer = client.post("/v1/chat/completions", json=body).json()
+        assert answer["usage"]["completion_tokens"] == 500
+        assert answer["timings"]["total_s"] > host.idle_timeout
+        live.thread.join(30)
+        assert not live.thread.is_alive()
+        assert host.failure is None
+
+
+def test_looking_is_no_use_and_the_timeout_can_be_changed(engine, serving):
+    host = EngineHost.ready(engine)
+    host.idle_timeout = 60.0
+    with serving(host) as live, live.client() as client:
+        before = client.get("/health").json()
+        live.state()
+        after = client.get("/health").json()
+        assert after["idle_s"] > before["idle_s"]
+        assert after["idle_timeout_s"] == 60
+        assert client.post("/inspect/idle_timeout", json={"seconds": None}).json() == {"seconds": None}
+        assert client.get("/health").json()["idle_timeout_s"] is None
+        assert client.post("/inspect/idle_timeout", json={"seconds": -1}).status_code == 400
+
+
+def test_shutdown_ends_what_runs_with_an_abort(engine, serving):
+    with serving(EngineHost.ready(engine)) as live, live.openai() as client:
+        options = HELLO | {"max_tokens": 60_000}
+        stream = client.chat.completions.create(
+            model="tiny-llama", **options, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(stream)
+        with live.client() as other:
+            assert other.post("/inspect/shutdown").json() == {"status": "stopping"}
+        assert list(stream)[-1].choices[0].finish_reason == "abort"
+        live.thread.join(30)
+        assert not live.thread.is_alive()
+
+
+def test_when_the_engine_fails_streams_say_so_and_health_turns_503(tiny_model_path, serving, caplog):
+    engine = Engine(tiny_model_path, SMALL)
+    with serving(EngineHost.ready(engine)) as live, live.client() as client:
+        body = HELLO | {"max_tokens": 60_000, "ignore_eos": True, "stream": True}
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            break_engine(engine)
+            events = [line.removeprefix("data: ") for line in lines if line]
+        assert events[-1] == "[DONE]"
+        error = json.loads(events[-2])["error"]
+        assert error["code"] == "engine_dead"
+        assert "ZeroDivisionError" in error["message"]
+        refused = client.post("/v1/chat/completions", json=HELLO)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_dead")
+        health = client.get("/health")
+        assert health.status_code == 503
+        assert health.json()["status"] == "failed"
+        assert "ZeroDivisionError" in health.json()["error"]
+        live.thread.join(30)
+        assert not live.thread.is_alive()
+    assert "the engine thread has failed" in caplog.text
+    engine.close()
+
+
+def break_engine(engine: Engine) -> None:
+    """Make the next step fail inside, as a bug would."""
+
+    def broken_step():
+        return 1 / 0
+
+    def break_it(core):
+        core.step = broken_step
+
+    engine._loop.call(break_it)
+
+
+def test_one_failing_request_fails_alone(tiny_model_path, serving, tmp_path):
+    """Where logits are NaN the answer is an error, whole or streamed; the neighbours get theirs."""
+    shutil.copytree(tiny_model_path, tmp_path / "poisoned")
+    poison(tmp_path / "poisoned" / "model.safetensors", token=0)  # "!" in the byte alphabet
+    bad = HELLO | {"messages": [{"role": "user", "content": "Hello!"}]}
+    with Engine(tmp_path / "poisoned", SMALL) as engine, serving(EngineHost.ready(engine)) as live:
+        assert engine.tokenizer.encode("!") == [0]
+        with live.client() as client, ThreadPoolExecutor() as pool:
+            options = {"temperature": 0, "max_tokens": 100, "ignore_eos": True, "logit_bias": {"0": -100}}
+            alone = client.post("/v1/chat/completions", json=HELLO | options).json()
+            beside = pool.submit(client.post, "/v1/chat/completions", json=HELLO | options)
+            live.eventually(lambda state: state["running"] == 1)
+            response = client.post("/v1/chat/completions", json=bad)
+            assert response.status_code == 500
+            assert response.json()["error"]["code"] == "generation_failed"
+            assert "NaN logits" in response.json()["error"]["message"]
+            assert beside.result().json()["choices"] == alone["choices"]
+        with live.openai() as client:
+            stream = client.chat.completions.create(model="poisoned", **bad, stream=True)
+            with pytest.raises(openai.APIError, match="NaN logits"):
+                list(stream)
+        live.eventually_empty()
+
+
+def poison(path: Path, token: int) -> None:
+    """Make the embedding of a token NaN."""
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][token] = float("nan")
+    save_file(tensors, path)
+
+
+def test_serve_in_a_script_returns_after_shutdown_and_raises_a_failure(tiny_model_path):
+    import httpx
+
+    for breaks in (False, True):
+        engine = Engine(tiny_model_path, SMALL)
+        port = free_port()
+        raised = []
+
+        def run(engine=engine, port=port, raised=raised):
+            try:
+                serve(engine, port, api_key="k")
+            except EngineDeadError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"Authorization": "Bearer k"},
+            transport=httpx.HTTPTransport(retries=50),
+        ) as client:
+            assert client.get("/health").json()["status"] == "ready"
+            if breaks:
+                break_engine(engine)
+                client.post("/v1/chat/completions", json=HELLO)
+                client.get("/health")
+            else:
+                client.post("/inspect/shutdown")
+        thread.join(30)
+        assert not thread.is_alive()
+        assert bool(raised) is breaks
+        engine.close()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
