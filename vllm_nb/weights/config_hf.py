@@ -48,9 +48,9 @@ def read_folder(folder: Path) -> tuple[ModelConfig, GenerationDefaults]:
     _refuse_quantized(whole)
     text = whole.mapping("text_config") if whole.text("model_type") == "gemma3" else whole
     model_type = text.text("model_type", "gemma3_text")  # older multimodal configs leave it out
-    family = _FAMILIES.get(model_type)
+    family = FAMILIES.get(model_type)
     if family is None:
-        raise unsupported_architecture(model_type, path, sorted(_FAMILIES))
+        raise unsupported_architecture(model_type, path, sorted(["gemma3", *FAMILIES]))
     return _model_config(text, family), _generation(folder, whole, text)
 
 
@@ -212,7 +212,7 @@ def _layer_types(config: Fields, num_layers: int) -> tuple[bool, ...] | None:
     return tuple(kind == known[0] for kind in kinds)
 
 
-_FAMILIES = {
+FAMILIES = {
     "llama": _Family("llama", _llama, {"max_position_embeddings": 2048}),
     "mistral": _Family("llama", _mistral, {"max_position_embeddings": 131_072, "num_key_value_heads": 8}),
     "qwen2": _Family("qwen2", _qwen2, {"max_position_embeddings": 32_768, "num_key_value_heads": 32}),

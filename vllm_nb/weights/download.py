@@ -1,6 +1,8 @@
 """Progress of downloads that someone else does: what shows is how a folder grows."""
 
 import contextlib
+import math
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,21 +13,23 @@ _INTERVAL = 0.2  # seconds between looks
 
 def report_growth(folder: Path, phase: str, total: float | None, finished: Callable[[float], bool]) -> None:
     """Report the bytes that are added to `folder` until `finished(timeout in seconds)` says so."""
-    seen = _size(folder)
+    before, reported = _size(folder), 0.0
+    most = math.inf if total is None else total  # what is downloaded has a little bookkeeping with it
     with progress.task(phase, total=total, unit="B") as advance:
         done = False
         while not done:
             done = finished(_INTERVAL)
-            now = _size(folder)
-            if now > seen:
-                advance(now - seen)
-                seen = now
+            grown = min(_size(folder) - before, most)
+            if grown > reported:
+                advance(grown - reported)
+                reported = grown
 
 
 def _size(folder: Path) -> int:
-    """Bytes below `folder`."""
+    """Bytes in the files below `folder`."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # moved or removed meanwhile
-            total += 0 if path.is_symlink() else path.stat().st_size
+            status = path.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
