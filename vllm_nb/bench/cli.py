@@ -1,0 +1,71 @@
+"""`vllm-nb bench`: quick (to compare engines), latency, throughput."""
+
+import argparse
+
+from vllm_nb.config import BACKENDS, DTYPES
+
+EXAMPLES = """examples:
+  vllm-nb bench quick smollm2 --json
+  vllm-nb bench latency smollm2 --phases --batch 1 16
+  vllm-nb bench throughput smollm2 --requests 64 --input 32 256 --output 16 128
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Called by vllm_nb.cli with the parser of `bench`."""
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    benches = parser.add_subparsers(required=True, metavar="BENCH")
+    _add_quick(benches.add_parser("quick", help="prefill, one stream, 16 streams: three numbers to compare engines by"))
+    _add_latency(benches.add_parser("latency", help="time to first token and between tokens, by batch size"))
+    _add_throughput(benches.add_parser("throughput", help="many requests at once: tokens a second and percentiles"))
+
+
+def _add_quick(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="lines to print (default 3)")
+    parser.set_defaults(handler=_quick)
+
+
+def _add_latency(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="requests at once")
+    parser.add_argument("--input", type=int, default=128, metavar="TOKENS", help="prompt length (default 128)")
+    parser.add_argument("--output", type=int, default=64, metavar="TOKENS", help="answer length (default 64)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each batch size (default 3)")
+    parser.add_argument("--phases", action="store_true", help="what a decode step spends where")
+    parser.set_defaults(handler=_latency)
+
+
+def _add_throughput(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--requests", type=int, default=64, metavar="N")
+    parser.add_argument("--input", type=int, nargs=2, default=[32, 256], metavar=("LEAST", "MOST"))
+    parser.add_argument("--output", type=int, nargs=2, default=[16, 128], metavar=("LEAST", "MOST"))
+    parser.add_argument("--seed", type=int, default=0, help="of the lengths and prompts (default 0)")
+    parser.set_defaults(handler=_throughput)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: physical cores)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+
+
+def _quick(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.quick import run
+
+    return run(args)
+
+
+def _latency(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.latency import run
+
+    return run(args)
+
+
+def _throughput(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.throughput import run
+
+    return run(args)
