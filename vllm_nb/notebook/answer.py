@@ -4,6 +4,7 @@ The cell's thread never waits on the network: it can say what goes on while noth
 interrupt reaches it at once.
 """
 
+import copy
 import queue
 import threading
 import time
@@ -38,10 +39,7 @@ class Answer:
         self._first_token: float | None = None
         self._tokens = 0
         self._phase = "queued"
-
-    @property
-    def completion(self) -> Completion:
-        return self._stream.completion
+        self.completion: Completion = stream.completion
 
     def show(self) -> None:
         """Run the request to its end. Raises what the client raises; after a KeyboardInterrupt the request has ended
@@ -91,7 +89,8 @@ class Answer:
         if self._stream.request_id:
             self._client.abort(self._stream.request_id)
         reader.join(ABORT_SECONDS)
-        if reader.is_alive():
+        if reader.is_alive():  # what it may still add is not what the cell shows
+            self.completion = copy.deepcopy(self._stream.completion)
             self._stream.abort()
         self.completion.mark_aborted()
 

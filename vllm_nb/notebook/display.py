@@ -214,7 +214,8 @@ class Table:
         for row in self.rows:
             table.add_row(*row)
         page = StringIO()
-        Console(file=page, width=120, no_color=True, markup=False, highlight=False).print(table)
+        # Not its own display in a notebook: this is the text beside our HTML.
+        Console(file=page, width=120, no_color=True, markup=False, highlight=False, force_jupyter=False).print(table)
         lines = [line.rstrip() for line in page.getvalue().splitlines() if line.strip()] if self.rows else []
         return "\n".join([*lines, self.note] if self.note else lines)
 
