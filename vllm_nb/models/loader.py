@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,16 +11,14 @@ from vllm_nb.kernels.quant import RawTensor
 from vllm_nb.layers.linear import Linear
 from vllm_nb.layers.norm import RMSNorm
 from vllm_nb.models.config import ModelConfig
-
-if TYPE_CHECKING:
-    from vllm_nb.weights.checkpoint import Checkpoint
+from vllm_nb.weights.checkpoint import Checkpoint
 
 
 @dataclass
 class WeightLoader:
     """Reads each tensor once, tells `advance`, and remembers what was read and how many bytes it became."""
 
-    checkpoint: "Checkpoint"
+    checkpoint: Checkpoint
     kernels: Backend
     dtype: torch.dtype
     device: torch.device

@@ -1,7 +1,6 @@
 """The architectures there are. Adding one: a file beside this one, and a line in _ARCHITECTURES."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,9 +10,7 @@ from vllm_nb.kernels.backend import Backend
 from vllm_nb.models import gemma3, llama, qwen2, qwen3
 from vllm_nb.models.decoder import Decoder
 from vllm_nb.models.loader import WeightLoader
-
-if TYPE_CHECKING:
-    from vllm_nb.weights.checkpoint import Checkpoint
+from vllm_nb.weights.checkpoint import Checkpoint
 
 _ARCHITECTURES: dict[str, Callable[[WeightLoader], Decoder]] = {
     "llama": llama.load,
@@ -25,7 +22,7 @@ SUPPORTED = tuple(_ARCHITECTURES)
 
 
 def build(
-    checkpoint: "Checkpoint", kernels: Backend, *, dtype: torch.dtype, device: torch.device, max_len: int
+    checkpoint: Checkpoint, kernels: Backend, *, dtype: torch.dtype, device: torch.device, max_len: int
 ) -> Decoder:
     """Load the model of a checkpoint, for contexts of up to `max_len` tokens, with activations of `dtype`.
 
