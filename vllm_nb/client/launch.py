@@ -29,10 +29,12 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine is to be. `model` is a name, a hub id, or an absolute path."""
+    """What an engine is to be. model: a name, a hub id, or an absolute path. key: equal for specs that one engine can
+    serve, which are the same settings of the same files by the same installation."""
 
     model: str
     config: dict[str, Any]
+    key: str
 
     @classmethod
     def of(cls, model: str | os.PathLike[str], settings: dict[str, Any]) -> "EngineSpec":
@@ -41,13 +43,9 @@ class EngineSpec:
         path = Path(text).expanduser()
         if path.exists() or path.is_absolute() or _RELATIVE.match(text) or (path.suffix == ".gguf" and ":" not in text):
             text = str(path.absolute())  # the engine has another working directory
-        return cls(text, EngineConfig.from_dict(settings).to_dict())
-
-    @property
-    def key(self) -> str:
-        """Equal for specs that one engine can serve: the same settings of the same files by the same version."""
-        parts = [self.model, _fingerprint(Path(self.model)), self.config, version("vllm-nb"), sys.prefix]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        config = EngineConfig.from_dict(settings).to_dict()
+        parts = [text, _fingerprint(Path(text)), config, version("vllm-nb"), sys.prefix]
+        return cls(text, config, hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())
 
     @property
     def short_name(self) -> str:

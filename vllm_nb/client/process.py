@@ -248,6 +248,7 @@ def _stop(registry: Registry, connection: Connection) -> Stopped:
         act()
         if _ends_within(connection, _GRACE):
             registry.forget(connection)
+            exit_code(connection.pid)  # a child of ours is no zombie either then
             return Stopped(connection.name, connection.pid or 0, how)
     raise VllmNbError(f"engine {connection.name!r} (pid {connection.pid}) does not end, not even when killed")
 

@@ -75,10 +75,13 @@ def _serve(path: Path, connection: Connection, listener: socket.socket) -> int:
 
 
 def _build(connection: Connection) -> "Engine":
-    from vllm_nb.api import EngineBuilder
     from vllm_nb.config import EngineConfig
+    from vllm_nb.weights.hub import ModelRepo, resolve
 
-    return EngineBuilder(connection.model).with_config(EngineConfig.from_dict(connection.config)).build()
+    path = resolve(ModelRepo.parse(connection.model))  # before torch is imported: a wrong name shows at once
+    from vllm_nb.api import Engine
+
+    return Engine(path, EngineConfig.from_dict(connection.config))
 
 
 def _retract(path: Path) -> None:

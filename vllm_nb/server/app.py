@@ -15,13 +15,13 @@ from vllm_nb.server import inspect, openai
 from vllm_nb.server.errors import add_error_handlers
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.security import Policy, SecurityMiddleware
-from vllm_nb.server.watch import watch
+from vllm_nb.server.watch import DRAIN, watch
 
 if TYPE_CHECKING:
     from vllm_nb.api import Engine
 
 _KEEP_ALIVE = 60  # seconds; longer than clients keep idle connections, so that they never meet a closing one
-_DRAIN = 30  # seconds for running answers after the first Ctrl+C or SIGTERM
+_GIVE_UP = 10  # seconds for a client to take the end of an answer that was aborted
 
 
 def serve(
@@ -78,7 +78,10 @@ def run(
     def stop() -> None:
         server.should_exit = True
 
-    app = create_app(host, policy, identity or {}, stop, on_tick)
+    def stopping() -> bool:
+        return server.should_exit
+
+    app = create_app(host, policy, identity or {}, stop, stopping, on_tick)
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -86,7 +89,7 @@ def run(
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=_DRAIN,
+        timeout_graceful_shutdown=int(DRAIN) + _GIVE_UP,
     )
     server = uvicorn.Server(config)
     if _loop_runs():
@@ -120,7 +123,8 @@ def create_app(
     policy: Policy,
     identity: dict[str, Any],
     stop: Callable[[], None],
-    on_tick: Callable[[], None] = lambda: None,
+    stopping: Callable[[], bool],
+    on_tick: Callable[[], None],
 ) -> FastAPI:
     """The ASGI application: OpenAI's routes and ours, behind `policy`."""
 
@@ -128,7 +132,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if host.engine is None:
             host.start_loading()
-        watching = asyncio.create_task(watch(host, stop, on_tick))
+        watching = asyncio.create_task(watch(host, stop, stopping, on_tick))
         yield
         watching.cancel()
 

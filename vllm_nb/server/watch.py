@@ -10,22 +10,26 @@ from vllm_nb.server.host import EngineHost
 logger = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds
+DRAIN = 30.0  # seconds for running answers after the first Ctrl+C or SIGTERM
 FAILURE_LINGER = 3.0  # seconds in which /health tells of a failure, unless it has been told before
 
 
-async def watch(host: EngineHost, stop: Callable[[], None], on_tick: Callable[[], None]) -> None:
-    """Call `stop` when the server should end. `on_tick` is called four times a second until then."""
-    while True:
+async def watch(
+    host: EngineHost, stop: Callable[[], None], stopping: Callable[[], bool], on_tick: Callable[[], None]
+) -> None:
+    """Call `stop` when the server should end, and see to it that it does. `on_tick` is called four times a second."""
+    while not stopping():
         await asyncio.sleep(TICK)
         if host.status == "failed":
             await _linger(host)
             stop()
-            return
-        if host.idle_timeout is not None and host.status == "ready" and host.idle_seconds >= host.idle_timeout:
+        elif host.idle_timeout is not None and host.status == "ready" and host.idle_seconds >= host.idle_timeout:
             logger.info("no request for %g seconds: stopping", host.idle_timeout)
             stop()
-            return
-        on_tick()
+        else:
+            on_tick()
+    await asyncio.sleep(DRAIN)
+    host.abort_all()  # completes each answer in order, which the end of the connection would not
 
 
 async def _linger(host: EngineHost) -> None:
