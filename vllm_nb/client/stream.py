@@ -79,6 +79,8 @@ class ChatStream:
                     raise self._client.error(_status(event["error"]), event["error"])
                 yield from self._take(event)
         except httpx.TransportError as error:
+            if self._over:  # aborted meanwhile, perhaps by another thread: nothing is wrong
+                return
             self._fail()
             raise self._client.gone(error) from None
         except Exception:

@@ -41,14 +41,12 @@ class Format:
         """The chunks for the items of a step of the prompt with that number."""
         found = []
         for item in items:
-            index = prompt * self.n + item.index
-            for choice in self._pieces(index, item):
-                chunk = self._head(self.chunk_kind) | {"choices": [choice]}
-                if self.include_usage:
-                    chunk["usage"] = None
-                if item.prompt_logprobs is not None:
-                    chunk["prompt_logprobs"] = self._prompt_logprobs(item.prompt_logprobs)
-                found.append(chunk)
+            extras: dict[str, Any] = {"usage": None} if self.include_usage else {}
+            if item.prompt_logprobs is not None:
+                extras["prompt_logprobs"] = self._prompt_logprobs(item.prompt_logprobs)
+            for choice in self._pieces(prompt * self.n + item.index, item):
+                found.append(self._head(self.chunk_kind) | {"choices": [choice]} | extras)
+                extras.pop("prompt_logprobs", None)
         return found
 
     def last_chunks(self, chunks: list[dict[str, Any]], usage: Usage, timings: Timings) -> list[dict[str, Any]]:
@@ -109,7 +107,7 @@ class ChatFormat(Format):
         if index not in self._sent:
             self._sent[index] = 0
             pieces.append(self._piece(index, {"role": "assistant", "content": ""}))
-        if item.text or item.token_ids or item.logprobs:
+        if item.text or item.token_ids:
             logprobs = self._logprobs(item.logprobs)
             pieces.append(self._piece(index, {"content": item.text}, logprobs) | self._ids(item))
         if item.finish_reason is not None:
@@ -132,9 +130,8 @@ class TextFormat(Format):
     kind = chunk_kind = "text_completion"
 
     def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
-        if not (item.text or item.token_ids or item.logprobs or item.finish_reason):
-            return []
-        return [self._choice(index, item)]
+        says_something = item.text or item.token_ids or item.finish_reason or item.prompt_logprobs
+        return [self._choice(index, item)] if says_something else []
 
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         return self._choice(index, choice)
