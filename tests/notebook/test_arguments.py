@@ -61,7 +61,7 @@ def test_zero_is_a_value() -> None:
     [
         ("--temprature 1", "%%vllm: unknown flag --temprature; did you mean '--temperature'?"),
         ("--temp=0.3", "%%vllm: unknown flag --temp; did you mean '--temperature'?"),
-        ("--qqqq 3", "%%vllm: unknown flag --qqqq; %%vllm -h shows them all"),
+        ("--qqqq 3", "%%vllm: unknown flag --qqqq; %vllm -h shows them all"),
         ("Tell me a joke", "%%vllm: unexpected 'Tell'; the prompt goes on the lines below"),
         ("--temperature hot", "%%vllm: argument --temperature: invalid float value: 'hot'"),
         ("--temperature 200", "%%vllm: temperature must be a number from 0 to 100, not 200.0"),

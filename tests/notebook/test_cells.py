@@ -74,10 +74,12 @@ class TestAnswer:
         assert not any("<hr>" in frame["data"]["text/html"] for frame in frames)
         assert all(choice.text in last["data"]["text/plain"] for choice in answers.choices)
 
-    def test_raw_continues_the_text(self, run) -> None:
+    def test_raw_continues_the_text(self, shell: InteractiveShell, run) -> None:
         answer = run("%%vllm --raw --temperature 0 --max-tokens 4 --logprobs 2\nThe capital of France is").result
         assert answer.text.startswith(" Paris")
         assert answer.usage.prompt_tokens == 5  # no template around it
+        assert "text/markdown" not in shell.display_pub.outputs[-1]["data"]  # line ends and spaces as they are
+        assert f">{answer.text}<" in shell.display_pub.outputs[-1]["data"]["text/html"]
         assert answer.logprobs[0].text == " Paris"
         assert answer.logprobs[0].top[0].logprob == answer.logprobs[0].logprob
 
@@ -108,6 +110,7 @@ class TestMistakes:
         assert type(error).__name__ == "EngineFailure"
         assert f"{tmp_path}/absent.gguf" in str(error)
         assert "Log: " in shown
+        assert shown.count("absent.gguf") == 1
         assert "Traceback" not in shown
 
 

@@ -76,7 +76,13 @@ class TestOneThatRuns:
         run("%vllm")
         shown = capsys.readouterr().out
         assert "%vllm start [MODEL]" in shown
+        assert "--temperature" not in shown
         assert "SmolLM2-135M-Instruct" in shown
+
+    def test_help_lists_the_flags_of_the_cell(self, run, capsys) -> None:
+        for line in ("%vllm -h", "%vllm --help", "%%vllm -h\n."):
+            run(line)
+            assert "--temperature X" in capsys.readouterr().out
 
     def test_another_configuration_is_another_engine_and_then_a_name_is_needed(self, shell, run) -> None:
         run("%vllm start --name small --max-model-len 256 --max-num-seqs 2")

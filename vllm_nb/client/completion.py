@@ -1,5 +1,6 @@
 """A model's answer as a value: in a notebook it shows its text and what it cost."""
 
+import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ class Completion:
     usage: Usage | None = None
     timings: RequestTimings | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None  # where asked for
+    verbatim: bool = False  # shown as it stands, not as Markdown: the continuation of a text rather than an answer
 
     @property
     def text(self) -> str:
@@ -96,11 +98,17 @@ class Completion:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """Jupyter's display protocol: the text for terminals, Markdown with the summary below for notebooks."""
         texts = [choice.text for choice in self.choices]
+        if self.verbatim:
+            return {"text/plain": "\n\n".join(texts), "text/html": self._html(texts)}
         markdown = "\n\n---\n\n".join(_closed(text) for text in texts)
         return {
             "text/plain": "\n\n".join(texts),
             "text/markdown": f"{markdown}\n\n<small>{self.summary}</small>",
         }
+
+    def _html(self, texts: list[str]) -> str:
+        blocks = (f'<div style="white-space:pre-wrap">{html.escape(text)}</div>' for text in texts)
+        return f"{'<hr>'.join(blocks)}<p><small>{html.escape(self.summary)}</small></p>"
 
 
 def _closed(markdown: str) -> str:

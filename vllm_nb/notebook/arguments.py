@@ -22,7 +22,8 @@ class Parser(MagicArgumentParser):
     def __init__(self, prog: str, description: str, epilog: str | None = None, stray: str | None = None):
         plain = argparse.RawDescriptionHelpFormatter  # IPython's default is written for reStructuredText
         super().__init__(prog, description=description, epilog=epilog, formatter_class=plain)
-        self._stray = stray or f"{prog} -h shows what it takes"  # said of a word that belongs nowhere
+        self._help = f"{prog.replace('%%', '%')} -h"  # a cell magic without a cell is refused by IPython
+        self._stray = stray or f"{self._help} shows what it takes"  # said of a word that belongs nowhere
         self.allow_abbrev = False  # an abbreviation that works today is ambiguous after the next new flag
         self.add_argument("-h", "--help", action="store_true", help="show this and do nothing")
 
@@ -44,7 +45,7 @@ class Parser(MagicArgumentParser):
             return f"unexpected {word!r}; {self._stray}"
         flags = [flag for action in self._actions for flag in action.option_strings]
         flag = word.partition("=")[0]
-        return f"unknown flag {flag}{did_you_mean(flag, flags)}; {self.prog} -h shows them all"
+        return f"unknown flag {flag}{did_you_mean(flag, flags)}; {self._help} shows them all"
 
 
 def split(line: str, namespace: Mapping[str, Any]) -> list[str]:
@@ -101,8 +102,8 @@ def cell_parser() -> Parser:
         "%%vllm",
         "Send the cell to a model and stream the answer. The cell's value is a Completion.",
         "{{ expr }} in the prompt or the flags is replaced from the notebook's names; other braces are left alone.\n"
-        "A ';' at the end of the cell keeps the answer but doesn't show it. What is not given is as the model's\n"
-        "makers recommend. With no engine running, the default model is started first.",
+        "A ';' at the end of the cell keeps the answer but doesn't show it (';;' ends a prompt in ';'). What is not\n"
+        "given is as the model's makers recommend. With no engine running, the default model is started first.",
         stray="the prompt goes on the lines below, and a text with spaces in quotes",
     )
     sampling = parser.add_argument_group("sampling")
@@ -230,7 +231,7 @@ def overview() -> str:
 %vllm stop [NAME]      end an engine
 %vllm logs [NAME]      the end of an engine's log
 
-%%vllm [flags]         send the cell to a model and stream the answer
+%%vllm [flags]         send the cell to a model and stream the answer; %vllm -h lists the flags
 
 Each takes -h. {{ expr }} is replaced by its value from the notebook.
 """

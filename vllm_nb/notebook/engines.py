@@ -153,7 +153,8 @@ def outcome_table(outcome: Outcome) -> Table:
 def _failure(outcome: Failed | TimedOut) -> EngineFailure:
     if isinstance(outcome, TimedOut):  # its message names the log, and what to do
         return EngineFailure(outcome.message)
-    return EngineFailure(outcome.message, log_tail=outcome.log_tail, log_path=outcome.log_path)
+    rest = [line for line in outcome.log_tail.splitlines() if outcome.message not in line]  # don't say it twice
+    return EngineFailure(outcome.message, log_tail="\n".join(rest), log_path=outcome.log_path)
 
 
 def _model(info: EngineInfo) -> str:

@@ -61,10 +61,10 @@ class VllmMagics(Magics):
         namespace = ChainMap(dict(local_ns or {}), self.shell.user_ns)
         if cell is not None:
             return self._cell(line, cell, namespace)
-        name, *words = arguments.split(line, namespace) or ["help"]
+        name, *words = arguments.split(line, namespace) or ["status"]
         return self._subcommand(name)(words)
 
-    vllm.__doc__ = arguments.overview()
+    vllm.__doc__ = f"{arguments.overview()}\n{arguments.cell_parser().format_help()}"
 
     # %%vllm
 
@@ -127,10 +127,11 @@ class VllmMagics(Magics):
             "stop": self._stop,
             "use": self._use,
             "logs": self._logs,
+            "status": self._status,
             "help": self._help,
+            "-h": self._help,
+            "--help": self._help,
         }
-        if name in ("-h", "--help"):
-            return self._help
         if name not in commands:
             raise UsageError(f"%vllm: unknown subcommand {name!r}{did_you_mean(name, commands)}; %vllm lists them")
         return commands[name]
@@ -165,9 +166,12 @@ class VllmMagics(Magics):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         print("\n".join([*lines[-options.lines :], f"({path})"]))
 
-    def _help(self, words: list[str]) -> None:
+    def _status(self, words: list[str]) -> None:
         print(arguments.overview())
         print(self._engines.table().text)
+
+    def _help(self, words: list[str]) -> None:
+        print(VllmMagics.vllm.__doc__)
 
 
 def _prompt(cell: str, namespace: Namespace) -> tuple[str, bool]:
@@ -182,7 +186,9 @@ def _prompt(cell: str, namespace: Namespace) -> tuple[str, bool]:
 
 def _stream(engine: "Engine", options: CellOptions, prompt: str) -> "ChatStream":
     if options.raw:
-        return engine.client.stream_text(prompt, **options.sampling)
+        stream = engine.client.stream_text(prompt, **options.sampling)
+        stream.completion.verbatim = True
+        return stream
     system = [{"role": "system", "content": options.system}] if options.system else []
     return engine.client.stream([*system, {"role": "user", "content": prompt}], **options.sampling)
 
