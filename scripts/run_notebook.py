@@ -20,12 +20,17 @@ STATUS = re.compile(r"(?:^|\n)\[([^\n]*)\]$")  # the last line of a display may 
 
 
 class Page:
-    """Standard output that knows whether it stands at the beginning of a line."""
+    """Standard output that knows whether it stands at the beginning of a line, or of one that may be overwritten."""
 
     def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
         self._in_line = False
+        self._in_status = False
 
     def write(self, text: str) -> None:
+        if self._in_status:
+            print("\r\x1b[2K", end="")
+            self._in_status = False
         if text:
             print(text, end="", flush=True)
             self._in_line = not text.endswith("\n")
@@ -36,8 +41,17 @@ class Page:
         self.write(f"{text}\n")
 
     def end_line(self) -> None:
-        if self._in_line:
-            self.write("\n")
+        self.write("\n" if self._in_line else "")
+
+    def status(self, text: str, last: str) -> None:
+        """What goes on: in place on a terminal; elsewhere a line for each new phase ("Loading: 40 of 92 MB" is one)."""
+        phase, counter = text.partition(":")[0], text[:1].isdigit()
+        if self._terminal:
+            self.end_line()
+            print(f"\r\x1b[2K[{text}]", end="", flush=True)
+            self._in_status = True
+        elif not counter and phase != last.partition(":")[0]:
+            self.line(f"[{phase}]")
 
 
 class Display:
@@ -46,16 +60,16 @@ class Display:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._printed = ""
-        self._phase = ""
+        self._status = ""
 
     def show(self, text: str) -> None:
         status = STATUS.search(text)
         body = text[: status.start()] if status else text
         if body:
             self._show_body(body)
-        elif status and (phase := status[1].split(":")[0]) != self._phase:
-            self._page.line(f"[{phase}]")
-            self._phase = phase
+        elif status and not self._printed:
+            self._page.status(status[1], self._status)
+            self._status = status[1]
 
     def _show_body(self, body: str) -> None:
         if not body.startswith(self._printed):  # another text, not a longer one
@@ -97,7 +111,7 @@ class PrintingClient(NotebookClient):
                 if name not in self._displays:
                     self._page.end_line()
                     self._displays[name] = Display(self._page)
-                self._displays[name].show(content["data"].get("text/plain", ""))
+                self._displays[name].show(COLOUR.sub("", content["data"].get("text/plain", "")))
         return super().process_message(msg, cell, cell_index)
 
     def run(self) -> str | None:

@@ -117,8 +117,8 @@ def test_parallel_make_runs_one_pip_at_a_time(checkout):
 GROWING = """
 from IPython.display import display
 view = display({"text/plain": "[Loading: 1 of 2 MB]"}, raw=True, display_id=True)
-texts = "[Loading: 2 of 2 MB]|[Waiting]|Once\\n[decode]|Once upon\\n[decode]|Once upon a time\\n4 tokens"
-for text in texts.split("|"):
+texts = ["[Loading: 2 of 2 MB]", "[Waiting]", "[2 tokens]", "[3 tokens]"]
+for text in [*texts, "Once\\n[decode]", "Once upon\\n[decode]", "Once upon a time\\n\\x1b[1m4 tokens\\x1b[0m"]:
     view.update({"text/plain": text}, raw=True)
 """
 
