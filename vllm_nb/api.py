@@ -124,7 +124,7 @@ class Engine:
             self.chat_template = ChatTemplate(checkpoint.chat_template(), self.tokenizer, checkpoint.name)
             self.model_name: str = checkpoint.name
             self.default_params = _defaults(checkpoint)
-            self._eos_ids = frozenset(checkpoint.generation.eos_token_ids)
+            self._eos_ids = frozenset(checkpoint.generation.eos_token_ids or self.tokenizer.eos_ids)
         finally:
             checkpoint.close()
         self._capacity = core.runner.capacity

@@ -33,6 +33,7 @@ class Placement:
     device: torch.device
     kernels: ModuleType
     dtype: torch.dtype  # of activations
+    weight_dtype: torch.dtype  # of weights that the kernels do not keep quantised
     kv_dtype: torch.dtype
 
 
@@ -45,12 +46,12 @@ def place(config: EngineConfig) -> Placement:
     if name == "cpu" and device.type != "cpu":
         raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
     kernels = importlib.import_module(f"vllm_nb.kernels.{name}")
-    if name == "cpu":  # computes in float32 whatever the cache holds
-        kv_dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-        return Placement(device, kernels, torch.float32, kv_dtype)
+    if name == "cpu":  # computes in float32, whatever weights and cache are held in
+        held = torch.float32 if config.dtype == "float32" else torch.bfloat16
+        return Placement(device, kernels, torch.float32, held, held)
     plain = "float32" if device.type == "cpu" else "bfloat16"
     dtype = getattr(torch, plain if config.dtype == "auto" else config.dtype)
-    return Placement(device, kernels, dtype, dtype)
+    return Placement(device, kernels, dtype, dtype, dtype)
 
 
 def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
@@ -62,6 +63,7 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         checkpoint,
         placement.kernels,
         dtype=placement.dtype,
+        weight_dtype=placement.weight_dtype,
         device=placement.device,
         max_len=capacity.max_model_len,
     )

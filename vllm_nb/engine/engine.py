@@ -48,7 +48,7 @@ class EngineCore:
 
     def _fail(self, plan: Plan, error: Exception) -> list[TokenOutput]:
         """A forward pass failed (out of memory, say): whoever was in it ends with the error, the others go on."""
-        log.exception("step %d failed; ending the %d requests in it", self.steps, len(plan.seqs))
+        log.error("step %d failed; ending the %d requests in it", self.steps, len(plan.seqs), exc_info=error)
         message = f"the model's forward pass failed: {type(error).__name__}: {error}"
         ended = []
         for seq in plan.seqs:

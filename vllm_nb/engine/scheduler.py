@@ -217,11 +217,8 @@ class Scheduler:
 
     def finish(self, request_id: str, index: int | None, reason: str, error: str | None = None) -> list[TokenOutput]:
         """End a request, or one of its sequences, from outside. Unknown ids are ignored: it may have ended already."""
-        ended = []
-        for seq in [*self.running, *self.waiting]:
-            if seq.request_id == request_id and index in (None, seq.index):
-                ended.append(self._finish(seq, TokenOutput(seq, None, reason, error=error)))
-        return ended
+        named = [s for s in (*self.running, *self.waiting) if s.request_id == request_id and index in (None, s.index)]
+        return [self._finish(seq, TokenOutput(seq, None, reason, error=error)) for seq in named]
 
     def _finish(self, seq: Sequence, output: TokenOutput) -> TokenOutput:
         if seq.status is Status.RUNNING:

@@ -46,7 +46,6 @@ class Attention:
         self._q_norm = q_norm.weight if q_norm else None
         self._k_norm = k_norm.weight if k_norm else None
         self._eps = q_norm.eps if q_norm else 0.0
-        self.nbytes = sum(layer.nbytes for layer in (qkv, output, q_norm, k_norm) if layer)
 
     def __call__(self, x: Tensor, batch: PagedBatch, kv: Any) -> Tensor:
         heads = {"num_heads": self._num_heads, "num_kv_heads": self._num_kv_heads, "head_dim": self._head_dim}

@@ -23,7 +23,6 @@ class MLP:
         self._gate_up = gate_up
         self._activation = activations[activation]
         self._down = down
-        self.nbytes = gate_up.nbytes + down.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._down(self._activation(self._gate_up(x)))

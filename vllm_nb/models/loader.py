@@ -7,7 +7,7 @@ import torch
 
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.kernels.backend import Backend, Weight
-from vllm_nb.kernels.quant import RawTensor
+from vllm_nb.kernels.quant import RawTensor, dequantize
 from vllm_nb.layers.linear import Linear
 from vllm_nb.layers.norm import RMSNorm
 from vllm_nb.models.config import ModelConfig
@@ -20,7 +20,8 @@ class WeightLoader:
 
     checkpoint: Checkpoint
     kernels: Backend
-    dtype: torch.dtype
+    dtype: torch.dtype  # of activations and biases
+    weight_dtype: torch.dtype  # of weights, where the backend does not keep them quantised
     device: torch.device
     max_len: int  # tokens of context the model will be asked for
     advance: Callable[[float], None]
@@ -40,17 +41,18 @@ class WeightLoader:
 
     def weight(self, name: str, rows: int, columns: int) -> Weight:
         """One packed matrix."""
-        weight = self.kernels.pack([self._tensor(name, rows, columns)], dtype=self.dtype, device=self.device)
-        self.nbytes += weight.nbytes
-        return weight
+        return self._pack([self._tensor(name, rows, columns)])
 
     def linear(self, names: Sequence[str], rows: Sequence[int], columns: int, *, bias: bool) -> Linear:
         """The product with the matrices `names`.weight [rows_i, columns] stacked, and their biases [rows_i]."""
         parts = [self._tensor(f"{name}.weight", n, columns) for name, n in zip(names, rows, strict=True)]
-        biases = [self._tensor(f"{name}.bias", n) for name, n in zip(names, rows, strict=True)] if bias else []
-        layer = Linear(self.kernels, parts, biases, dtype=self.dtype, device=self.device)
-        self.nbytes += layer.nbytes
-        return layer
+        weight = self._pack(parts)
+        if not bias:
+            return Linear(self.kernels, weight)
+        biases = [dequantize(self._tensor(f"{name}.bias", n)) for name, n in zip(names, rows, strict=True)]
+        stacked = torch.cat(biases).to(self.device, self.dtype)
+        self.nbytes += stacked.nbytes
+        return Linear(self.kernels, weight, stacked)
 
     def norm(self, name: str, size: int) -> RMSNorm:
         weight = self._tensor(f"{name}.weight", size)
@@ -61,6 +63,11 @@ class WeightLoader:
     def unread(self) -> list[str]:
         """Names of tensors nobody asked for."""
         return sorted(self._names - self._read)
+
+    def _pack(self, parts: Sequence[RawTensor]) -> Weight:
+        weight = self.kernels.pack(parts, dtype=self.weight_dtype, device=self.device)
+        self.nbytes += weight.nbytes
+        return weight
 
     def _tensor(self, name: str, *shape: int) -> RawTensor:
         if name not in self._names:

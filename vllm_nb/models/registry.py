@@ -22,9 +22,17 @@ SUPPORTED = tuple(_ARCHITECTURES)
 
 
 def build(
-    checkpoint: Checkpoint, kernels: Backend, *, dtype: torch.dtype, device: torch.device, max_len: int
+    checkpoint: Checkpoint,
+    kernels: Backend,
+    *,
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype | None = None,
+    device: torch.device,
+    max_len: int,
 ) -> Decoder:
     """Load the model of a checkpoint, for contexts of up to `max_len` tokens, with activations of `dtype`.
+
+    weight_dtype: of weights that the backend does not keep quantised; None: as the activations.
 
     Raises ModelLoadError: unknown architecture; a tensor missing, of the wrong shape, or in a layer without use.
     """
@@ -35,7 +43,7 @@ def build(
             f"{', '.join(SUPPORTED)}."
         )
     with progress.task("Loading weights", total=len(checkpoint.names()), unit="tensors") as advance:
-        loader = WeightLoader(checkpoint, kernels, dtype, device, max_len, advance)
+        loader = WeightLoader(checkpoint, kernels, dtype, weight_dtype or dtype, device, max_len, advance)
         model = _ARCHITECTURES[architecture](loader)
     _check_unread(loader)
     return model
