@@ -14,6 +14,7 @@ from typing import Any
 from vllm_nb import progress
 from vllm_nb.config import BACKENDS, DEVICES, DTYPES, EngineConfig
 from vllm_nb.errors import VllmNbError
+from vllm_nb.sampling import SamplingParams
 
 # name -> (module:function that adds the arguments and sets `handler`, help); imported when the command is used
 SUBCOMMANDS = {
@@ -210,7 +211,10 @@ def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sampling_params(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in (*_SAMPLING, "stop") if hasattr(args, name)}
+    """Those given. Raises ValueError for a wrong one, before an engine is started for it."""
+    params = {name: getattr(args, name) for name in (*_SAMPLING, "stop") if hasattr(args, name)}
+    SamplingParams(**params)
+    return params
 
 
 # Commands
@@ -221,7 +225,7 @@ def serve(args: argparse.Namespace) -> int:
     from vllm_nb.client.terminal import ProgressBars
     from vllm_nb.server.app import bind, run
     from vllm_nb.server.exit import end_process
-    from vllm_nb.server.host import EngineHost
+    from vllm_nb.server.host import EngineHost, load_engine
     from vllm_nb.server.security import Policy
 
     config = EngineConfig.from_dict(_engine_settings(args))
@@ -230,12 +234,10 @@ def serve(args: argparse.Namespace) -> int:
     address = f"http://{_bracketed(args.host)}:{listener.getsockname()[1]}"
 
     def load() -> Any:
-        from vllm_nb.api import EngineBuilder
-
         with ProgressBars() as bars:
             remove = progress.add_sink(bars)
             try:
-                engine = EngineBuilder(args.model).with_config(config).build()
+                engine = load_engine(args.model, config)
             finally:
                 remove()
         print(f"{engine.model_name} is served at {address}/v1 (Ctrl+C ends)", file=sys.stderr, flush=True)
@@ -277,7 +279,8 @@ def chat(args: argparse.Namespace) -> int:
     """Chat in the terminal."""
     from vllm_nb.client.terminal import chat as converse
 
-    converse(_engine(args), args.system, _sampling_params(args))
+    params = _sampling_params(args)
+    converse(_engine(args), args.system, params)
     return 0
 
 

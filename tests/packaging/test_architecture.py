@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"layers", "kernels", "weights"},
     "engine": {"models", "weights", "kernels"},
     "api": {"engine", "models", "weights", "text"},
-    "server": {"api", "engine", "text", "connection"},
+    "server": {"api", "engine", "text", "weights", "connection"},
     "connection": set(),
     "client": {"connection"},
     "notebook": {"client"},

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from vllm_nb.client.http import EngineClient
@@ -163,6 +164,8 @@ def _wait(
 ) -> Outcome:
     """Poll /health until the engine is ready, has failed, or the time is up."""
     relay = _ProgressRelay(on_progress)
+    if not reused:
+        relay(None)
     while True:
         left = began + timeout - time.monotonic()
         try:
@@ -194,21 +197,20 @@ class _ProgressRelay:
 
     def __init__(self, on_progress: OnProgress):
         self._on_progress = on_progress
-        self._last = _STARTING
-        on_progress(_STARTING)
+        self._last: Report | None = None
 
     def __call__(self, fields: Mapping[str, Any] | None) -> None:
         report = _STARTING if fields is None else Report(**fields)
         if report == self._last:
             return
-        if report.phase != self._last.phase:
+        if self._last is not None and report.phase != self._last.phase:
             self.finish()
         self._on_progress(report)
         self._last = report
 
     def finish(self) -> None:
-        if not self._last.finished:
-            self._on_progress(Report(self._last.phase, self._last.done, self._last.total, self._last.unit, True))
+        if self._last is not None and not self._last.finished:
+            self._on_progress(replace(self._last, finished=True))
 
 
 def _failed(registry: Registry, log_id: str, message: str | None, exit_code: int | None) -> Failed:

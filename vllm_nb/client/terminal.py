@@ -13,7 +13,7 @@ from vllm_nb.errors import RequestError
 from vllm_nb.progress import Report
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
 # What a model writes must not move the cursor, retitle the window or hide text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -25,34 +25,42 @@ class ProgressBars:
     """A sink of progress reports that shows bars on stderr, or a line a phase where stderr is no terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._terminal = console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._bars = _rich_bars() if sys.stderr.isatty() else None
         self._tasks: dict[str, TaskID] = {}
+        self._phase = ""  # the last one that got a line
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
+        if self._bars is not None:
+            self._bars.stop()
 
     def __call__(self, report: Report) -> None:
         """Show a report; from any thread."""
-        task = self._tasks.get(report.phase)
-        if task is None:
-            if report.finished:
-                return
-            task = self._tasks[report.phase] = self._progress.add_task(report.phase, total=report.total, amount="")
-            if not self._terminal:
-                print(f"{report.phase} ...", file=sys.stderr, flush=True)
-        self._progress.update(task, completed=report.done, total=report.total, amount=_amount(report))
+        if self._bars is not None:
+            self._show_bar(self._bars, report)
+        elif report.phase != self._phase:
+            self._phase = report.phase
+            print(f"{report.phase} ...", file=sys.stderr, flush=True)
+
+    def _show_bar(self, bars: "Progress", report: Report) -> None:
+        if report.phase not in self._tasks:
+            self._tasks[report.phase] = bars.add_task(report.phase, total=report.total, amount="")
+        task = self._tasks[report.phase]
+        bars.update(task, completed=report.done, total=report.total, amount=_amount(report))
         if report.finished:
-            self._progress.remove_task(self._tasks.pop(report.phase))
+            bars.remove_task(self._tasks.pop(report.phase))
+
+
+def _rich_bars() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _amount(report: Report) -> str:

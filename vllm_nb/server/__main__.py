@@ -10,13 +10,9 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vllm_nb.connection import Connection, ConnectionFileError, load, save
 from vllm_nb.server.exit import end_process
-
-if TYPE_CHECKING:
-    from vllm_nb.api import Engine
 
 logger = logging.getLogger("vllm_nb.server")
 
@@ -56,8 +52,9 @@ def _announce(path: Path, connection: Connection) -> socket.socket:
 
 
 def _serve(path: Path, connection: Connection, listener: socket.socket) -> int:
+    from vllm_nb.config import EngineConfig
     from vllm_nb.server.app import run
-    from vllm_nb.server.host import EngineHost
+    from vllm_nb.server.host import EngineHost, load_engine
     from vllm_nb.server.security import Policy
 
     def keep_file() -> None:
@@ -66,22 +63,18 @@ def _serve(path: Path, connection: Connection, listener: socket.socket) -> int:
             with suppress(OSError):  # the folder may be gone as well
                 save(path, connection)
 
+    config = EngineConfig.from_dict(connection.config)
     host = EngineHost(
-        lambda: _build(connection), names=(connection.model, connection.name), idle_timeout=connection.idle_timeout
+        lambda: load_engine(connection.model, config),
+        names=(connection.model, connection.name),
+        idle_timeout=connection.idle_timeout,
     )
     identity = {"id": connection.id, "name": connection.name}
     run(host, listener, Policy(token=connection.token), identity=identity, on_tick=keep_file)
-    return 0 if host.failure is None else 1
-
-
-def _build(connection: Connection) -> "Engine":
-    from vllm_nb.config import EngineConfig
-    from vllm_nb.weights.hub import ModelRepo, resolve
-
-    path = resolve(ModelRepo.parse(connection.model))  # before torch is imported: a wrong name shows at once
-    from vllm_nb.api import Engine
-
-    return Engine(path, EngineConfig.from_dict(connection.config))
+    if host.failure is None:
+        return 0
+    logger.error("%s", host.failure)
+    return 1
 
 
 def _retract(path: Path) -> None:

@@ -49,6 +49,8 @@ def serve(
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket, so that a taken port is known before a model is loaded. Raises VllmNbError."""
+    if not 0 <= port <= 65535:
+        raise VllmNbError(f"port must be from 0 to 65535, not {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

@@ -9,8 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from vllm_nb import progress
+from vllm_nb.config import EngineConfig
 from vllm_nb.errors import VllmNbError
 from vllm_nb.server.errors import ApiError
+from vllm_nb.weights.hub import ModelRepo, resolve
 
 if TYPE_CHECKING:  # the engine brings torch, which is imported while the server already answers
     from vllm_nb.api import Engine
@@ -19,6 +21,14 @@ if TYPE_CHECKING:  # the engine brings torch, which is imported while the server
 logger = logging.getLogger(__name__)
 
 Status = Literal["loading", "ready", "failed"]
+
+
+def load_engine(model: str, config: EngineConfig) -> "Engine":
+    """The engine for what people call a model. Raises ModelLoadError."""
+    path = resolve(ModelRepo.parse(model))  # first: a wrong name shows at once, importing torch takes seconds
+    from vllm_nb.api import Engine
+
+    return Engine(path, config)
 
 
 class EngineHost:
@@ -60,7 +70,6 @@ class EngineHost:
         try:
             engine = self._load()
         except VllmNbError as error:
-            logger.error("%s", error)
             self.error = str(error)
         except BaseException as error:  # also SystemExit and MemoryError: whoever waits must be told
             logger.exception("loading the model failed")
