@@ -4,7 +4,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test lint format clean
+.PHONY: help demo lab test lint format bench clean
 
 PYTHON ?= python3
 PIPFLAGS ?= -qq
@@ -41,6 +41,9 @@ lint: $(DEV_READY) ## ruff and mypy
 format: $(DEV_READY) ## let ruff rewrite the sources
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
+
+bench: $(APP_READY) ## measure the default model here, three numbers to compare engines by
+	@$(BIN)/vllm-nb bench quick smollm2
 
 clean: ## remove all that make put here, .venv included
 	rm -rf .venv build dist vllm_nb.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
