@@ -1,0 +1,57 @@
+"""A model's forward pass as one call.
+
+    graph = capture(model.forward, batch, kv)      # batch: static buffers of the largest size
+    logits = graph.replay(num_tokens, num_seqs, num_logits)
+
+The model's Python runs once. Row counts are not baked in: instructions say "a row for each token" or "for each row of
+logits", so one graph serves every batch up to the buffers' size, prompts and decoding alike.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vllm_nb.kernels.cpu.program import Capture, start_capture
+
+
+class Graph:
+    """output: the logits of the last replay, [max rows, vocabulary]; static memory."""
+
+    def __init__(self, program: Capture, output: Tensor):
+        self.output = output
+        self._program = program
+        self._code = program.assembled()
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory of all results between the ops, at the largest batch."""
+        return self._program.bytes
+
+    def replay(self, num_tokens: int, num_seqs: int, num_logits: int) -> Tensor:
+        """Run the pass on what the batch's buffers hold now. Returns output[:num_logits], valid until the next call."""
+        self._program.state.team.run(self._code, num_tokens, num_seqs, num_logits)
+        return self.output[:num_logits]
+
+    def profile(self, num_tokens: int, num_seqs: int, num_logits: int, repeats: int = 10) -> dict[str, float]:
+        """Share of a step's time by kernel, measured on the first thread, waiting included."""
+        ticks = np.zeros(len(self._code), np.int64)
+        for _ in range(repeats):
+            self._program.state.team.run(self._code, num_tokens, num_seqs, num_logits, ticks)
+        totals: dict[str, float] = {}
+        for name, count in zip(self._program.names, ticks, strict=True):
+            totals[name] = totals.get(name, 0.0) + float(count) / max(1, ticks.sum())
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def capture(forward: Callable[[Any, Sequence[Any]], Tensor], batch: Any, kv: Sequence[Any]) -> Graph:
+    """Record forward(batch, kv) over the batch's buffers, without computing anything."""
+    program = Capture()
+    start_capture(program)
+    try:
+        output = forward(batch, kv)
+    finally:
+        start_capture(None)
+    program.keep(batch, kv, forward)
+    return Graph(program, output)

@@ -1,0 +1,48 @@
+"""The memory that Python and the compiled kernels share: a step's header and the instructions of a program.
+
+Both are arrays of int64. A kernel is called as kernel(args, step, thread, threads): `args` is the address of its
+instruction's arguments, `step` that of the header.
+"""
+
+INSTRUCTION_WORDS = 24  # kernel address, flags, then the arguments
+ARGUMENTS_AT = 2
+BARRIER = 1  # flag: all threads wait here before the next instruction
+
+# words of the step header
+NUM_TOKENS, NUM_SEQS, NUM_LOGITS = 0, 1, 2  # what a batch holds; also the row kinds of activations
+BARRIER_AT = 3  # address of the barrier's two words, a cache line apart
+SCRATCH_AT, SCRATCH_BYTES = 4, 5  # one private scratch area a thread, and its size
+PROGRAM_AT, PROGRAM_LENGTH = 6, 7
+THREAD_NUMBER_AT, THREAD_COUNT_AT = 8, 9  # C functions: omp_get_thread_num, omp_get_num_threads
+YIELD_AT = 10  # C function: sched_yield
+TICKS_AT = 11  # int64 per instruction where its ticks are added up, or 0
+COUNTER_AT = 12  # address of the counter that hands out work items
+HEADER_WORDS = 16
+
+CACHE_LINE = 64
+
+# attention: fixed, so that a result does not depend on how the work is cut up
+ATTENTION_ROWS = 8  # (query, head) pairs that share the keys of one KV head
+ATTENTION_KEYS = 128  # keys of one partition, counted from position 0
+SPLIT_TILES = 8  # fewer row tiles than this per thread: partitions are spread over the threads too
+
+
+def attention_slot_bytes(width: int) -> int:
+    """Of one row tile's result over some keys: float32 sums [8, width], maxima [8], totals [8]."""
+    return 4 * ATTENTION_ROWS * (width + 2)
+
+
+def attention_scratch_bytes(width: int) -> int:
+    """Private memory of attention: queries, scores, probabilities, two results, one sub-block of values, a table."""
+    scores = 4 * ATTENTION_ROWS * ATTENTION_KEYS
+    return 4 * ATTENTION_ROWS * width + 2 * scores + 2 * attention_slot_bytes(width) + 64 * width + 64 + 4096
+
+
+# sampling
+LOGITS_CHUNK = 8192  # logits of one work item while the greatest is looked for
+CUT_BINS = 1024
+
+
+def sampling_scratch_bytes(vocabulary: int) -> int:
+    """Private memory of sampling: a weight for each token, bins, and candidates (value and weight)."""
+    return 4 * vocabulary + 16 * CUT_BINS + 8 * vocabulary + 256

@@ -1,0 +1,157 @@
+"""attention_<kind>: causal attention over the paged cache (layout: kv.py), for prefill and decode alike.
+
+Rows are (query, head) pairs of one KV head, 8 in a tile, so that keys and values are read once for a group of heads.
+Keys are taken in partitions of 128, counted from position 0. A partition gives each row a maximum, a total and a
+weighted sum of values; partitions are merged in order. None of it depends on which rows share a tile or which thread
+computes a partition: a query's result is the same bits in a prompt, in a chunk of it, and in a step of 16 requests.
+
+When there are few tiles (decode of few requests) partitions are spread over the threads and merged after a barrier.
+
+Arguments: see `attention_tile`.
+"""
+
+from typing import Any
+
+from vllm_nb.kernels.cpu import layout
+from vllm_nb.kernels.cpu.native.attention_tile import (
+    KEYS,
+    KV_HEADS,
+    NUM_SLOTS,
+    ROWS,
+    SLOTS,
+    attend,
+    clear,
+    first_key,
+    group_size,
+    head_width,
+    load_queries,
+    merge_row,
+    private_bytes,
+    queries,
+    slot_bytes,
+    tile_rows,
+    write_row,
+)
+from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, wait_for_all
+
+
+@helper
+def _tiles(args: int, seq: int) -> int:
+    """Row tiles of one KV head."""
+    return (queries(args, seq)[1] * group_size(args) + ROWS - 1) // ROWS
+
+
+@helper
+def _partitions(args: int, seq: int, tile: int) -> tuple[int, int]:
+    """(first, stop): the partitions that hold what a tile's rows may see"""
+    position, group = queries(args, seq)[2], group_size(args)
+    last_row = tile * ROWS + tile_rows(args, seq, tile) - 1
+    start = first_key(args, position + tile * ROWS // group)
+    return start // KEYS, (position + last_row // group) // KEYS + 1
+
+
+@helper
+def _count_work(args: int, seqs: int) -> tuple[int, int]:
+    """(tiles, partitions of all tiles) of a step"""
+    tiles, partitions = 0, 0
+    for seq in range(seqs):
+        here = _tiles(args, seq)
+        tiles += here
+        for tile in range(here):
+            first, stop = _partitions(args, seq, tile)
+            partitions += stop - first
+    return tiles * arg(args, KV_HEADS), partitions * arg(args, KV_HEADS)
+
+
+def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
+    """-> helper: each tile by one thread, in turn, as later tiles of a prompt see more keys."""
+
+    @helper
+    def whole_tiles(args: int, seqs: int, room: int, width: int, thread: int, threads: int) -> None:
+        part = room + private_bytes(width)
+        total = part + slot_bytes(width)
+        number = 0
+        for seq in range(seqs):
+            tiles = _tiles(args, seq)
+            for item in range(tiles * arg(args, KV_HEADS)):
+                number += 1
+                if number % threads != thread:
+                    continue
+                head, tile = item // tiles, item % tiles
+                rows = tile_rows(args, seq, tile)
+                load_rows(args, seq, head, tile, rows, room, width)
+                clear(total, width)
+                first, stop = _partitions(args, seq, tile)
+                for partition in range(first, stop):
+                    attend_partition(args, seq, head, tile, partition, rows, room, part, width)
+                    for row in range(rows):
+                        merge_row(total, part, row, width)
+                for row in range(rows):
+                    write_row(args, total, seq, head, tile, row, width)
+
+    return whole_tiles
+
+
+def _split_tiles(load_rows: Any, attend_partition: Any) -> Any:
+    """-> helper: partition by partition, each into a slot of shared memory."""
+
+    @helper
+    def split_tiles(args: int, seqs: int, room: int, width: int, thread: int, threads: int) -> None:
+        slot, number = arg(args, SLOTS), 0
+        for seq in range(seqs):
+            tiles = _tiles(args, seq)
+            for item in range(tiles * arg(args, KV_HEADS)):
+                head, tile = item // tiles, item % tiles
+                rows, ready = tile_rows(args, seq, tile), False
+                first, stop = _partitions(args, seq, tile)
+                for partition in range(first, stop):
+                    number += 1
+                    if number % threads == thread:
+                        if not ready:
+                            load_rows(args, seq, head, tile, rows, room, width)
+                            ready = True
+                        attend_partition(args, seq, head, tile, partition, rows, room, slot, width)
+                    slot += slot_bytes(width)
+
+    return split_tiles
+
+
+@helper
+def _merge_tiles(args: int, seqs: int, room: int, width: int, thread: int, threads: int) -> None:
+    """The slots that `split_tiles` filled -> finished rows, dealt out row by row."""
+    slot, number = arg(args, SLOTS), 0
+    for seq in range(seqs):
+        tiles = _tiles(args, seq)
+        for item in range(tiles * arg(args, KV_HEADS)):
+            head, tile = item // tiles, item % tiles
+            first, stop = _partitions(args, seq, tile)
+            for row in range(tile_rows(args, seq, tile)):
+                number += 1
+                if number % threads == thread:
+                    clear(room, width)
+                    for partition in range(stop - first):
+                        merge_row(room, slot + partition * slot_bytes(width), row, width)
+                    write_row(args, room, seq, head, tile, row, width)
+            slot += (stop - first) * slot_bytes(width)
+
+
+def _make_attention(kind: str) -> Function:
+    load_rows, attend_partition = load_queries(kind), attend(kind)
+    whole_tiles, split_tiles = _whole_tiles(load_rows, attend_partition), _split_tiles(load_rows, attend_partition)
+
+    def attention(args: int, step: int, thread: int, threads: int) -> None:
+        seqs, width, room = header(step, layout.NUM_SEQS), head_width(args), scratch(step, thread)
+        tiles, partitions = _count_work(args, seqs)
+        many = tiles >= layout.SPLIT_TILES * threads or partitions == tiles or partitions > arg(args, NUM_SLOTS)
+        if threads == 1 or many:
+            whole_tiles(args, seqs, room, width, thread, threads)
+        else:
+            split_tiles(args, seqs, room, width, thread, threads)
+            wait_for_all(step, threads)
+            _merge_tiles(args, seqs, room, width, thread, threads)
+
+    return attention
+
+
+KERNELS["attention_bf16"] = lambda: _make_attention("bf16")
+KERNELS["attention_f32"] = lambda: _make_attention("f32")
