@@ -13,7 +13,7 @@ from vllm_nb.client.completion import Completion
 from vllm_nb.client.http import EngineClient
 
 GREEDY = "--temperature 0 --max-tokens 12"
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the sea?"
 
 
 def wait_for(condition, seconds: float = 30.0) -> None:
@@ -29,8 +29,8 @@ class TestAnswer:
         result = run(f"%%vllm {GREEDY} -o answer\n{QUESTION}")
         answer = result.result
         assert isinstance(answer, Completion)
-        assert "Paris" in answer.text
-        assert (answer.usage.completion_tokens, len(answer.token_ids)) == (len(answer.token_ids), len(answer.token_ids))
+        assert "sea" in answer.text
+        assert answer.usage.completion_tokens == len(answer.token_ids) == 12
         assert all(shell.user_ns[name] is answer for name in ("_", "answer", f"_{result.execution_count}"))
 
         outputs = shell.display_pub.outputs
@@ -43,9 +43,9 @@ class TestAnswer:
 
     def test_is_shown_once_and_again_when_asked_for(self, run, capsys) -> None:
         run(f"%%vllm {GREEDY} -o answer\n{QUESTION}")
-        assert "Paris" not in capsys.readouterr().out  # the display hook of this shell prints to stdout
+        assert "sea" not in capsys.readouterr().out  # the display hook of this shell prints to stdout
         run("answer")
-        assert "Paris" in capsys.readouterr().out
+        assert "sea" in capsys.readouterr().out
 
     def test_interpolates_names_and_leaves_other_braces(self, shell: InteractiveShell, run) -> None:
         run("country, persona = 'France', 'You answer in one word.'")
@@ -64,8 +64,8 @@ class TestAnswer:
     def test_a_semicolon_keeps_the_answer_out_of_sight(self, shell: InteractiveShell, run, capsys) -> None:
         run(f"%%vllm {GREEDY}\n{QUESTION};")
         assert shell.display_pub.outputs == []
-        assert "Paris" in shell.user_ns["_"].text
-        assert "Paris" not in capsys.readouterr().out
+        assert "sea" in shell.user_ns["_"].text
+        assert "sea" not in capsys.readouterr().out
 
     def test_several_answers_at_once_when_they_are_whole(self, shell: InteractiveShell, run) -> None:
         answers = run("%%vllm -n 3 --max-tokens 8 --seed 1 --no-stream\nName an animal.").result
@@ -146,14 +146,14 @@ class TestInterrupt:
         assert f"stopped after {len(kept.token_ids)} tokens; the text so far is in _ and kept" in shown
         assert "Traceback" not in shown
 
-    def test_while_queued_nothing_is_left_behind(self, shell: InteractiveShell, run, engine: EngineClient) -> None:
+    def test_before_the_first_token_nothing_is_left_behind(self, shell: InteractiveShell, run, engine: EngineClient) -> None:
         run("%vllm start")
 
-        def interrupt_when_queued() -> None:
+        def interrupt_when_accepted() -> None:
             wait_for(lambda: engine.state()["requests"] == 1)
             os.kill(os.getpid(), signal.SIGINT)
 
-        threading.Thread(target=interrupt_when_queued).start()
+        threading.Thread(target=interrupt_when_accepted).start()
         long_prompt = "{{ 'a long prompt takes a while to read, ' * 400 }}"
         error = run(f"%%vllm --ignore-eos\n{long_prompt}").error_in_exec
         assert isinstance(error, KeyboardInterrupt)

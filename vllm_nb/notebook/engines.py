@@ -123,14 +123,22 @@ class Engines:
 
     def _wait(self, engine: Engine, view: View) -> Engine:
         """Ask it how it is until it is ready: two milliseconds when it is, and when not, a cell that says why."""
-        with told_to_the_user(engine.info.log_path):
-            while (health := engine.client.health())["status"] == "loading":
-                if health.get("progress"):
-                    view.progress(Report(**health["progress"]))
-                time.sleep(_POLL)
+        info = engine.info
+        try:
+            with told_to_the_user(info.log_path):
+                while (health := engine.client.health())["status"] == "loading":
+                    if health.get("progress"):
+                        view.progress(Report(**health["progress"]))
+                    time.sleep(_POLL)
+        except BaseException as error:
+            view.clear()
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"stopped waiting; engine {info.name!r} goes on loading") from None
+            raise
         if health["status"] == "failed":
-            fix = f"Start it again: %vllm start {engine.info.model}"
-            raise EngineFailure(health["error"], fix=fix, log_path=engine.info.log_path)
+            view.clear()
+            fix = f"Start it again: %vllm start {info.model}"
+            raise EngineFailure(health["error"], fix=fix, log_path=info.log_path)
         return engine
 
 

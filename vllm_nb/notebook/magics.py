@@ -61,8 +61,8 @@ class VllmMagics(Magics):
         namespace = ChainMap(dict(local_ns or {}), self.shell.user_ns)
         if cell is not None:
             return self._cell(line, cell, namespace)
-        name, *words = arguments.split(line, namespace) or ["status"]
-        return self._subcommand(name)(words)
+        words = arguments.split(line, namespace)
+        return self._subcommand(words[0])(words[1:]) if words else self._status()
 
     vllm.__doc__ = f"{arguments.overview()}\n{arguments.cell_parser().format_help()}"
 
@@ -127,8 +127,6 @@ class VllmMagics(Magics):
             "stop": self._stop,
             "use": self._use,
             "logs": self._logs,
-            "status": self._status,
-            "help": self._help,
             "-h": self._help,
             "--help": self._help,
         }
@@ -166,7 +164,7 @@ class VllmMagics(Magics):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         print("\n".join([*lines[-options.lines :], f"({path})"]))
 
-    def _status(self, words: list[str]) -> None:
+    def _status(self) -> None:
         print(arguments.overview())
         print(self._engines.table().text)
 
