@@ -32,7 +32,8 @@ def engine(tmp_path_factory, tiny_model_path) -> Iterator:
         patch.setenv(ENVIRONMENT_NAME, str(folder))
         outcome = start(tiny_model_path, **SMALL)
         assert outcome.ok, outcome
-        yield outcome
+        with outcome.client:
+            yield outcome
         patch.setenv(ENVIRONMENT_NAME, str(folder))
         stop(all=True)
 

@@ -177,16 +177,18 @@ def test_what_the_engine_refuses(client):
 
 
 def test_a_wrong_token(engine):
-    with pytest.raises(VllmNbError, match="refuses the token: a valid API key is needed"):
-        EngineClient(engine.info.url, "wrong").chat("Hello")
+    client = EngineClient(engine.info.url, "wrong")
+    with client, pytest.raises(VllmNbError, match="refuses the token: a valid API key is needed"):
+        client.chat("Hello")
 
 
 def test_nobody_there():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
+    client = EngineClient(f"http://127.0.0.1:{port}", "t")
     for call in (lambda c: c.chat("x"), lambda c: c.health(), lambda c: c.state()):
-        with pytest.raises(EngineDeadError, match=rf"127\.0\.0\.1:{port} is not running any more.*%vllm start"):
-            call(EngineClient(f"http://127.0.0.1:{port}", "t"))
+        with client, pytest.raises(EngineDeadError, match=rf"127\.0\.0\.1:{port} is not running any more.*%vllm start"):
+            call(client)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_started_reused_and_stopped(runtime, tiny_model_path):
     second = start(tiny_model_path, **SMALL)
     assert isinstance(second, Reused)
     assert second.info.pid == first.info.pid
-    assert second.client.chat("Hello", max_tokens=3).usage.completion_tokens <= 3
+    with second.client as client:
+        assert client.chat("Hello", max_tokens=3).usage.completion_tokens <= 3
 
     (stopped,) = stop()
     assert (stopped.name, stopped.pid, stopped.how) == ("tiny-llama", first.info.pid, "shutdown")
@@ -88,7 +89,8 @@ def test_another_configuration_is_another_engine(runtime, tiny_model_path):
         stop("tiny-llama-3")
     assert [stopped.name for stopped in stop("tiny-llama-2")] == ["tiny-llama-2"]
     assert find().pid == find(first.info.id).pid == find("tiny-llama").pid == first.info.pid
-    assert attach().health()["pid"] == first.info.pid
+    with attach() as client:
+        assert client.health()["pid"] == first.info.pid
     assert len(stop(all=True)) == 1
     with pytest.raises(ValueError, match="no engine is running"):
         find()
@@ -322,12 +324,21 @@ def test_stopping_an_engine_that_still_loads(runtime, tiny_model_path):
 
 
 def test_an_engine_that_hangs_is_shown_and_killed(runtime, tiny_model_path, monkeypatch):
-    monkeypatch.setattr("vllm_nb.client.process._GRACE", 0.5)
+    for module, name in [
+        ("registry", "PROBE_TIMEOUT"),
+        ("process", "PROBE_TIMEOUT"),
+        ("process", "_GRACE"),
+        ("http", "_ABORT"),
+    ]:
+        monkeypatch.setattr(f"vllm_nb.client.{module}.{name}", 0.4)
     first = begin(tiny_model_path)
     os.kill(first.info.pid, signal.SIGSTOP)
     (info,) = list_engines()
     assert (info.status, info.pid) == ("silent", first.info.pid)
-    assert begin(tiny_model_path).info.pid == first.info.pid
+    reports = []
+    outcome = start(tiny_model_path, timeout=1.0, on_progress=reports.append, **SMALL)
+    assert isinstance(outcome, TimedOut)
+    assert [report.phase for report in reports] == ["Waiting for engine 'tiny-llama' to answer"]
     assert [stopped.how for stopped in stop()] == ["killed"]
     assert not psutil.pid_exists(first.info.pid)
 
@@ -345,7 +356,7 @@ def test_an_idle_engine_ends_and_cleans_up(runtime, tiny_model_path):
 
 def test_sigterm_lets_running_answers_end(runtime, tiny_model_path):
     outcome = start(tiny_model_path, **SMALL)
-    with outcome.client.stream("Hello", max_tokens=60, ignore_eos=True) as stream:
+    with outcome.client as client, client.stream("Hello", max_tokens=60, ignore_eos=True) as stream:
         next(stream)
         os.kill(outcome.info.pid, signal.SIGTERM)
         for _ in stream:
@@ -358,19 +369,30 @@ def test_sigterm_lets_running_answers_end(runtime, tiny_model_path):
 # On an engine that is ready
 
 
+def test_the_default_model_answers(runtime):
+    with start(max_model_len=512).client as client:
+        question = "What is the capital of France? Answer with one word."
+        completion = client.chat(question, temperature=0, max_tokens=8)
+    assert "Paris" in completion.text
+    assert completion.model == "SmolLM2-135M-Instruct"
+    assert [info.name for info in list_engines()] == ["smollm2"]
+
+
 def test_reuse_is_quick_and_of_several_idle_timeouts_the_longest_counts(engine, tiny_model_path):
     for asked, counts in [(500, 1800), (2000, 2000), (None, None), (5, None)]:
         outcome = start(tiny_model_path, idle_timeout=asked, **SMALL)
         assert isinstance(outcome, Reused)
         assert outcome.info.pid == engine.info.pid
         assert outcome.seconds < 0.3
-        assert outcome.client.health()["idle_timeout_s"] == counts
+        with outcome.client as client:
+            assert client.health()["idle_timeout_s"] == counts
 
 
 def test_attach_by_url(engine):
-    client = attach(engine.info.url, token=engine.client.token)
-    assert client.chat("Hello", max_tokens=2).model == "tiny-llama"
-    assert EngineClient(f"{engine.info.url}/v1", engine.client.token).model == "tiny-llama"
+    with attach(engine.info.url, token=engine.client.token) as client:
+        assert client.chat("Hello", max_tokens=2).model == "tiny-llama"
+    with EngineClient(f"{engine.info.url}/v1", engine.client.token) as client:
+        assert client.model == "tiny-llama"
 
 
 def test_the_public_names(runtime):

@@ -1,12 +1,16 @@
 """A server over its engine's life: loading, ready, failed, idle, ended."""
 
+import asyncio
 import json
 import shutil
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from safetensors.torch import load_file, save_file
@@ -15,8 +19,9 @@ from vllm_nb import progress
 from vllm_nb.api import Engine
 from vllm_nb.config import EngineConfig
 from vllm_nb.errors import EngineDeadError, ModelLoadError
-from vllm_nb.server.app import serve
+from vllm_nb.sampling import SamplingParams
 from vllm_nb.server.host import EngineHost
+from vllm_nb.server.watch import watch
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
 SMALL = EngineConfig(num_kv_blocks=512)
@@ -186,42 +191,60 @@ def poison(path: Path, token: int) -> None:
     save_file(tensors, path)
 
 
-def test_serve_in_a_script_returns_after_shutdown_and_raises_a_failure(tiny_model_path):
-    import httpx
+@pytest.mark.parametrize("breaks", [False, True], ids=["stopped", "failed"])
+@pytest.mark.parametrize("in_a_loop", [False, True], ids=["script", "notebook"])
+def test_serve_returns_after_shutdown_and_raises_a_failure(tiny_model_path, breaks, in_a_loop):
+    """Also where a loop runs already, as in a notebook's main thread."""
+    port = free_port()
 
-    for breaks in (False, True):
-        engine = Engine(tiny_model_path, SMALL)
-        port = free_port()
-        raised = []
+    async def serve_in_a_loop():
+        engine.start_server(port, api_key="k")
 
-        def run(engine=engine, port=port, raised=raised):
-            try:
-                serve(engine, port, api_key="k")
-            except EngineDeadError as error:
-                raised.append(error)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"Authorization": "Bearer k"},
-            transport=httpx.HTTPTransport(retries=50),
-        ) as client:
+    def ask():
+        transport = httpx.HTTPTransport(retries=50)
+        headers = {"Authorization": "Bearer k"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, transport=transport) as client:
             assert client.get("/health").json()["status"] == "ready"
             if breaks:
                 break_engine(engine)
-                client.post("/v1/chat/completions", json=HELLO)
-                client.get("/health")
+                assert client.post("/v1/chat/completions", json=HELLO).status_code == 503
+                assert client.get("/health").status_code == 503
             else:
                 client.post("/inspect/shutdown")
-        thread.join(30)
-        assert not thread.is_alive()
-        assert bool(raised) is breaks
-        engine.close()
+
+    with Engine(tiny_model_path, SMALL) as engine, ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask)
+        with pytest.raises(EngineDeadError, match="ZeroDivisionError") if breaks else nullcontext():
+            if in_a_loop:
+                asyncio.run(serve_in_a_loop())
+            else:
+                engine.start_server(port, api_key="k")
+        asked.result()
+
+
+def test_an_open_address_without_a_key_is_refused(engine):
+    with pytest.raises(ValueError, match=r"host '0\.0\.0\.0' can be reached from other machines"):
+        engine.start_server(0, host="0.0.0.0")
+
+
+def test_answers_that_outlast_the_drain_are_ended_in_order(engine, monkeypatch):
+    monkeypatch.setattr("vllm_nb.server.watch.DRAIN", 0.2)
+    host = EngineHost.ready(engine)
+
+    async def main():
+        params = SamplingParams(max_tokens=60_000, ignore_eos=True)
+        stream = await engine.agenerate_stream(params, "Hello")
+        with host.using(stream.request_id, [stream]):
+            watching = asyncio.create_task(watch(host, stop=print, stopping=lambda: True, on_tick=print))
+            items = [item async for item in stream]
+            await watching
+        return items
+
+    items = asyncio.run(main())
+    assert items[-1].finish_reason == "abort"
+    assert len(items) > 1
 
 
 def free_port() -> int:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]

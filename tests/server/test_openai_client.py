@@ -165,11 +165,14 @@ def test_limits_and_our_own_fields(client):
     assert biased.choices[0].message.content.strip() == ""  # token 216 is a space
 
 
+NOTHING = {"stop": None, "n": None, "seed": None, "tools": [], "response_format": {"type": "text"}}
+
+
 def test_content_in_parts_and_null_for_not_given(client, answer):
     parts = [{"type": "text", "text": QUESTION[0]["content"]}]
     again = client.chat.completions.create(
         **GREEDY | {"messages": [{"role": "user", "content": parts}]},
-        extra_body={"stop": None, "n": None, "seed": None},
+        extra_body=NOTHING,
     )
     assert again.choices[0].message.content == answer.choices[0].message.content
 

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from vllm_nb.client.http import EngineClient
@@ -171,7 +171,8 @@ def _wait(
         try:
             health: Mapping[str, Any] = probe(connection, min(PROBE_TIMEOUT, max(left, _POLL)))
         except EngineSilent:
-            health = {"status": "silent"}
+            waiting = Report(f"Waiting for engine {connection.name!r} to answer", 0, None, "")
+            health = {"status": "silent", "progress": asdict(waiting)}
         except EngineGone:
             health = {"status": "failed"}
         info, seconds = registry.info(connection, health), time.monotonic() - began

@@ -41,7 +41,7 @@ class EngineInfo:
     health: Mapping[str, Any]
 
 
-def probe(connection: Connection, timeout: float = PROBE_TIMEOUT) -> dict[str, Any]:
+def probe(connection: Connection, timeout: float) -> dict[str, Any]:
     """The engine's /health. Raises EngineGone or EngineSilent. (By http.client: httpx takes longer to import than
     reusing an engine may take.)"""
     http_connection = http.client.HTTPConnection("127.0.0.1", connection.port, timeout=timeout)
@@ -119,7 +119,7 @@ class Registry:
         found = []
         for connection in self.connections(drop_unbound=drop_unbound):
             try:
-                found.append((connection, self.info(connection, probe(connection))))
+                found.append((connection, self.info(connection, probe(connection, PROBE_TIMEOUT))))
             except EngineSilent:
                 found.append((connection, self.info(connection, {"status": "silent"})))
             except EngineGone:

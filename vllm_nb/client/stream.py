@@ -51,6 +51,8 @@ class ChatStream:
         return self
 
     def __next__(self) -> StreamItem:
+        if self._over:  # what had arrived before an abort is not wanted any more
+            raise StopIteration
         try:
             return next(self._items)
         except KeyboardInterrupt:
