@@ -1,13 +1,15 @@
 """From a checkpoint and a config to a running core: which device, kernels and dtype, and how large the KV cache is."""
 
 import importlib
-import logging
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import ModuleType
 
 import psutil
 import torch
 
+from vllm_nb import progress
 from vllm_nb.config import EngineConfig
 from vllm_nb.engine.block_manager import BlockManager
 from vllm_nb.engine.engine import EngineCore
@@ -19,8 +21,6 @@ from vllm_nb.errors import ModelLoadError
 from vllm_nb.models.config import ModelConfig
 from vllm_nb.models.registry import build as build_model
 from vllm_nb.weights.checkpoint import Checkpoint
-
-log = logging.getLogger(__name__)
 
 PROMPT_LOGITS = 64  # most logits rows a step spends on prompt_logprobs
 DEFAULT_KV_TOKENS = 16384  # or two full contexts, if that is more: plenty for a few users, little memory
@@ -42,10 +42,13 @@ def place(config: EngineConfig) -> Placement:
     device = _device(config.device)
     name = config.backend
     if name == "auto":
-        name = "reference"
+        in_range = config.dtype in ("auto", "float32", "bfloat16")
+        name = "cpu" if device.type == "cpu" and in_range else "reference"
     if name == "cpu" and device.type != "cpu":
         raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
     kernels = importlib.import_module(f"vllm_nb.kernels.{name}")
+    if name == "cpu":
+        _prepare_cpu(kernels, config.threads)
     if name == "cpu":  # computes in float32, whatever weights and cache are held in
         held = torch.float32 if config.dtype == "float32" else torch.bfloat16
         return Placement(device, kernels, torch.float32, held, held)
@@ -104,6 +107,24 @@ def plan_capacity(model: ModelConfig, config: EngineConfig, placement: Placement
         block_size=config.block_size,
         num_blocks=num_blocks,
     )
+
+
+def _prepare_cpu(kernels: ModuleType, threads: int | None) -> None:
+    """Compile the CPU kernels on first use, and choose the number of threads."""
+    with ExitStack() as stack:
+        advance: Callable[[float], None] | None = None
+        ready = 0
+
+        def show(phase: str, done: int, total: int) -> None:
+            nonlocal advance, ready
+            if advance is None:
+                advance = stack.enter_context(progress.task(phase, total, "kernels"))
+            advance(done - ready)
+            ready = done
+
+        kernels.prepare(show)
+    if threads is not None:
+        kernels.set_threads(threads)
 
 
 def _blocks_that_fit(model: ModelConfig, config: EngineConfig, placement: Placement, max_len: int) -> int:
