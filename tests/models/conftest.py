@@ -1,6 +1,6 @@
 """Tiny models with random weights, and a loop that drives a model over a paged cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,15 @@ class PagedRun:
         assert logits.shape == (len(wanted), self.model.config.vocab_size)
         sizes = [1] * len(rows) if last_only else [len(chunk) for chunk in chunks.values()]
         return dict(zip(rows, logits.split(sizes), strict=True))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tiny models: a second thread only waits, and for long where others use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

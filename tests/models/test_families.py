@@ -14,6 +14,8 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 from transformers.models.gemma3.modeling_gemma3 import eager_attention_forward
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = (1, 33, 7, 71, 48)  # tokens of the sequences: over and on the borders of blocks of 16, one alone
 SIZES = {
     "vocab_size": 211,

@@ -11,6 +11,8 @@ from gguf import quants
 from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = (61, 3, 40)
 SIZES = {
     "vocab_size": 160,

@@ -12,6 +12,8 @@ from vllm_nb import progress
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.models import registry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = {
     "vocab_size": 32,
     "hidden_size": 16,
