@@ -74,6 +74,13 @@ class TestAnswer:
         assert not any("<hr>" in frame["data"]["text/html"] for frame in frames)
         assert all(choice.text in last["data"]["text/plain"] for choice in answers.choices)
 
+    def test_several_answers_grow_side_by_side(self, shell: InteractiveShell, run) -> None:
+        run("%%vllm -n 2 --max-tokens 24 --seed 1 --ignore-eos\nName an animal.")
+        *frames, last = [output["data"] for output in shell.display_pub.outputs]
+        assert any("<hr>" in frame["text/html"] for frame in frames)
+        assert all(frame["text/plain"].startswith("[") for frame in frames)  # plain text has them when they are whole
+        assert "---" in last["text/markdown"]
+
     def test_raw_continues_the_text(self, shell: InteractiveShell, run) -> None:
         answer = run("%%vllm --raw --temperature 0 --max-tokens 4 --logprobs 2\nThe capital of France is").result
         assert answer.text.startswith(" Paris")
@@ -146,7 +153,9 @@ class TestInterrupt:
         assert f"stopped after {len(kept.token_ids)} tokens; the text so far is in _ and kept" in shown
         assert "Traceback" not in shown
 
-    def test_before_the_first_token_nothing_is_left_behind(self, shell: InteractiveShell, run, engine: EngineClient) -> None:
+    def test_before_the_first_token_nothing_is_left_behind(
+        self, shell: InteractiveShell, run, engine: EngineClient
+    ) -> None:
         run("%vllm start")
 
         def interrupt_when_accepted() -> None:

@@ -25,14 +25,16 @@ _LOOK_INTERVAL = 0.5  # seconds between two looks at the engine's queue while no
 class Answer:
     """A stream being shown. `completion` is what has come of it.
 
-    show_text: whether the text is shown while it grows, or only what goes on.
+    choices: how many answers will come. show_text: show them while they grow, or only what goes on.
     """
 
-    def __init__(self, client: EngineClient, stream: ChatStream, view: View, *, show_text: bool = True):
+    def __init__(
+        self, client: EngineClient, stream: ChatStream, view: View, *, choices: int = 1, show_text: bool = True
+    ):
         self._client = client
         self._stream = stream
         self._view = view
-        self._show_text = show_text
+        self._choices = choices if show_text else 0
         self._queue: queue.SimpleQueue[StreamItem | BaseException | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._started = self._looked = time.monotonic()
@@ -111,8 +113,8 @@ class Answer:
         self._looked = time.monotonic()
 
     def _show(self) -> None:
-        texts = [choice.text for choice in self.completion.choices] if self._show_text else []
-        self._view.update(Frame(self._status(), texts))
+        texts = [choice.text for choice in self.completion.choices] + [""] * self._choices
+        self._view.update(Frame(self._status(), texts[: self._choices]))
 
     def _status(self) -> str:
         now = time.monotonic()

@@ -89,7 +89,8 @@ class VllmMagics(Magics):
 
         with told_to_the_user(engine.info.log_path):
             stream = _stream(engine, options, prompt)
-            answer = Answer(engine.client, stream, view, show_text=options.stream)
+            choices = options.sampling.get("n", 1)
+            answer = Answer(engine.client, stream, view, choices=choices, show_text=options.stream)
             try:
                 answer.show()
             except KeyboardInterrupt:
@@ -193,4 +194,5 @@ def _stream(engine: "Engine", options: CellOptions, prompt: str) -> "ChatStream"
 
 def _stopped(completion: "Completion", output: str | None) -> str:
     where = f"_ and {output}" if output else "_"
-    return f"stopped after {len(completion.token_ids):,} tokens; the text so far is in {where}"
+    tokens = sum(len(choice.token_ids) for choice in completion.choices)
+    return f"stopped after {tokens:,} tokens; the text so far is in {where}"
