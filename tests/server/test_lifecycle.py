@@ -6,8 +6,10 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -167,21 +169,31 @@ def test_one_failing_request_fails_alone(tiny_model_path, serving, tmp_path):
     bad = HELLO | {"messages": [{"role": "user", "content": "Hello!"}]}
     with Engine(tmp_path / "poisoned", SMALL) as engine, serving(EngineHost.ready(engine)) as live:
         assert engine.tokenizer.encode("!") == [0]
-        with live.client() as client, ThreadPoolExecutor() as pool:
-            options = {"temperature": 0, "max_tokens": 100, "ignore_eos": True, "logit_bias": {"0": -100}}
-            alone = client.post("/v1/chat/completions", json=HELLO | options).json()
-            beside = pool.submit(client.post, "/v1/chat/completions", json=HELLO | options)
-            live.eventually(lambda state: state["running"] == 1)
-            response = client.post("/v1/chat/completions", json=bad)
-            assert response.status_code == 500
-            assert response.json()["error"]["code"] == "generation_failed"
-            assert "NaN logits" in response.json()["error"]["message"]
-            assert beside.result().json()["choices"] == alone["choices"]
+        greedy = {"temperature": 0, "ignore_eos": True, "logit_bias": {"0": -100}, "return_token_ids": True}
+        with live.client() as client:
+            alone = client.post("/v1/chat/completions", json=HELLO | greedy | {"max_tokens": 100}).json()
+            neighbour = HELLO | greedy | {"max_tokens": 8000, "stream": True}
+            with client.stream("POST", "/v1/chat/completions", json=neighbour) as stream:
+                events = token_ids(stream.iter_lines())
+                beside = [next(events)]
+                response = client.post("/v1/chat/completions", json=bad)
+                assert response.status_code == 500
+                assert response.json()["error"]["code"] == "generation_failed"
+                assert "NaN logits" in response.json()["error"]["message"]
+                beside += islice(events, 99)
+            assert beside == alone["choices"][0]["token_ids"]
         with live.openai() as client:
             stream = client.chat.completions.create(model="poisoned", **bad, stream=True)
             with pytest.raises(openai.APIError, match="NaN logits"):
                 list(stream)
         live.eventually_empty()
+
+
+def token_ids(lines: Iterable[str]) -> Iterator[int]:
+    """The ids in the events of a stream."""
+    for line in lines:
+        if line.startswith("data: {"):
+            yield from json.loads(line.removeprefix("data: "))["choices"][0].get("token_ids", ())
 
 
 def poison(path: Path, token: int) -> None:
