@@ -21,9 +21,20 @@ HEADER_WORDS = 16
 
 CACHE_LINE = 64
 
+# matrix products
+GROUP_ROWS = 8  # rows of activations side by side, and in a tile
+# A record of R rows: quads int8 [8, R, 4], scales float32 [R], sums float32 [R], int_sums int32 [2, R]
+RECORD_SCALES, RECORD_SUMS, RECORD_INT_SUMS, RECORD_BYTES = 32, 36, 40, 48  # offsets and size, for each row
+
+
+# private memory of a product: 8 rows of 16 outputs
+LINEAR_SCRATCH_BYTES = 4 * 16 * GROUP_ROWS
+
+
 # attention: fixed, so that a result does not depend on how the work is cut up
 ATTENTION_ROWS = 8  # (query, head) pairs that share the keys of one KV head
 ATTENTION_KEYS = 128  # keys of one partition, counted from position 0
+MAX_HEAD_DIM = 512
 SPLIT_TILES = 8  # fewer row tiles than this per thread: partitions are spread over the threads too
 
 
@@ -35,7 +46,8 @@ def attention_slot_bytes(width: int) -> int:
 def attention_scratch_bytes(width: int) -> int:
     """Private memory of attention: queries, scores, probabilities, two results, one sub-block of values, a table."""
     scores = 4 * ATTENTION_ROWS * ATTENTION_KEYS
-    return 4 * ATTENTION_ROWS * width + 2 * scores + 2 * attention_slot_bytes(width) + 64 * width + 64 + 4096
+    queries = (4 * MAX_HEAD_DIM + 64) * ATTENTION_ROWS
+    return queries + 2 * scores + 2 * attention_slot_bytes(width) + 64 * width + 64 + 4096
 
 
 # sampling

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from vllm_nb.kernels.cpu import layout
-from vllm_nb.kernels.cpu.formats import BLOCK, CODEBOOK, QUADS, VECTOR_BYTES
+from vllm_nb.kernels.cpu.formats import BLOCK, CODEBOOK
 from vllm_nb.kernels.cpu.kv import KVCache
+from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_BYTES
 from vllm_nb.kernels.cpu.packing import Segment, Weight
 from vllm_nb.kernels.cpu.program import Capture, Program, as_floats, contiguous, current, finish, float_bits
 
 _CODEBOOK = torch.tensor(CODEBOOK, dtype=torch.int8)
 _FLOAT_KINDS = {"f32": 0, "f16": 1, "bf16": 2}
-_MOST_UNPACKED = QUADS * VECTOR_BYTES + 2 * 3 * VECTOR_BYTES  # bytes of one block of a tile, spread out
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     program = current()
     bias = as_floats(bias)
     out = program.empty(x, outputs)
-    prepared: dict[str, tuple[Tensor | None, ...]] = {}
+    prepared: dict[str, Tensor] = {}
     first = 0
     for segment in weight.segments:
         kind = "int8" if segment.format else "bf16" if segment.kind == "bf16" else "f32"
@@ -41,28 +41,25 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def _prepare(program: Program, x: Tensor, kind: str) -> tuple[Tensor | None, ...]:
-    """Activations as a kind of weight wants them: int8 with scales and sums, or padded floats."""
+def _prepare(program: Program, x: Tensor, kind: str) -> Tensor:
+    """Activations as the tiles read them: int8 records, or rounded floats, both padded to blocks of 32."""
     rows, width = program.row_kind(x), x.shape[1]
-    blocks = -(-width // BLOCK)
+    padded = -(-width // BLOCK) * BLOCK
+    groups = x[: -(-x.shape[0] // GROUP_ROWS)]  # for its number of rows only
     if kind == "int8":
-        q = program.empty(x, blocks * BLOCK, torch.int8)
-        scales, sums = program.empty(x, blocks), program.empty(x, blocks)
-        int_sums = program.empty(x, 2 * blocks, torch.int32)
-        program.add("quantize", rows, x, width, q, scales, sums, int_sums)
-        return q, scales, sums, int_sums
-    if kind == "f32" and width == blocks * BLOCK:
-        return x, None, None, None
-    padded = program.empty(x, blocks * BLOCK, torch.bfloat16 if kind == "bf16" else torch.float32)
-    program.add("round_rows", rows, x, width, padded, int(kind == "bf16"))
-    return padded, None, None, None
+        records = program.empty(groups, GROUP_ROWS * padded // BLOCK * RECORD_BYTES, torch.int8)
+        program.add("quantize", rows, x, width, records)
+        return records
+    rounded = program.empty(groups, GROUP_ROWS * padded, torch.bfloat16 if kind == "bf16" else torch.float32)
+    program.add("round_rows", rows, x, width, rounded, int(kind == "bf16"))
+    return rounded
 
 
 def _multiply(
     program: Program,
     x: Tensor,
     segment: Segment,
-    activations: tuple[Tensor | None, ...],
+    prepared: Tensor,
     out: Tensor,
     first: int,
     bias: Tensor | None,
@@ -72,7 +69,7 @@ def _multiply(
     steps = segment.blocks
     if segment.format is None:
         steps *= BLOCK // 2 if segment.kind == "bf16" else BLOCK
-    program.state.team.reserve(segment.blocks * _MOST_UNPACKED + 2 * 8 * VECTOR_BYTES)
+    program.state.team.reserve(layout.LINEAR_SCRATCH_BYTES)
     program.keep(bias)
     program.add(
         f"linear_{segment.kind}",
@@ -80,7 +77,7 @@ def _multiply(
         segment.data,
         segment.tiles,
         steps,
-        *activations,
+        prepared,
         out.data_ptr() + 4 * first,
         out.shape[1],
         segment.rows,
@@ -190,6 +187,8 @@ def attention(
     q = contiguous(q, torch.float32, "q")
     program = current()
     out = program.empty(q, num_heads * head_dim)
+    if head_dim > layout.MAX_HEAD_DIM:
+        raise ValueError(f"kernels.cpu attends with heads of up to {layout.MAX_HEAD_DIM} dimensions, not {head_dim}")
     width = -(-head_dim // 16) * 16
     team = program.state.team
     team.reserve(layout.attention_scratch_bytes(width))

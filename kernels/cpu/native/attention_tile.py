@@ -36,9 +36,10 @@ from vllm_nb.kernels.cpu.native.simd import (
     where_less_ints,
     zeros,
 )
-from vllm_nb.kernels.cpu.native.tile import float_tile
+from vllm_nb.kernels.cpu.native.tile import float_pieces_tile
 
 ROWS, KEYS = layout.ATTENTION_ROWS, layout.ATTENTION_KEYS
+QUERY_BYTES = 4 * layout.MAX_HEAD_DIM + 64  # a row of queries: fixed, and no power of two, which would share cache sets
 MINUS_INFINITY = float("-inf")
 _VALUE_BYTES = {"bf16": 2, "f32": 4}
 
@@ -192,53 +193,55 @@ def _copy_valid_f32(source: int, out: int, width: int, valid: int) -> None:
 _COPY_VALID = {"bf16": _copy_valid_bf16, "f32": _copy_valid_f32}
 
 
-def _any_rows(kind: str) -> Any:
-    """A helper that picks the tile of 1 to 8 rows."""
-    one, two, three, four, five, six, seven, eight = (float_tile(kind, rows) for rows in range(1, ROWS + 1))
+def _any_rows(kind: str, row_bytes: int) -> Any:
+    """A helper that picks the tile of 1 to 8 rows, which are `row_bytes` apart in x."""
+    one, two, three, four, five, six, seven, eight = (
+        float_pieces_tile(kind, rows, row_bytes) for rows in range(1, ROWS + 1)
+    )
 
     @helper
-    def multiply(
-        rows: int, table: int, count: int, steps: int, x: int, x_stride: int, out: int, out_stride: int
-    ) -> None:  # fmt: skip
+    def multiply(rows: int, table: int, pieces: int, steps: int, x: int, out: int, stride: int) -> None:
         if rows == 8:
-            eight(table, count, steps, x, x_stride, out, out_stride)
+            eight(table, pieces, steps, x, out, stride)
         elif rows == 1:
-            one(table, count, steps, x, x_stride, out, out_stride)
+            one(table, pieces, steps, x, out, stride)
         elif rows == 2:
-            two(table, count, steps, x, x_stride, out, out_stride)
+            two(table, pieces, steps, x, out, stride)
         elif rows == 3:
-            three(table, count, steps, x, x_stride, out, out_stride)
+            three(table, pieces, steps, x, out, stride)
         elif rows == 4:
-            four(table, count, steps, x, x_stride, out, out_stride)
+            four(table, pieces, steps, x, out, stride)
         elif rows == 5:
-            five(table, count, steps, x, x_stride, out, out_stride)
+            five(table, pieces, steps, x, out, stride)
         elif rows == 6:
-            six(table, count, steps, x, x_stride, out, out_stride)
+            six(table, pieces, steps, x, out, stride)
         else:
-            seven(table, count, steps, x, x_stride, out, out_stride)
+            seven(table, pieces, steps, x, out, stride)
 
     return multiply
 
 
 def load_queries(kind: str) -> Any:
     """-> helper that puts a tile's rows of q into `room`, in the cache's type."""
-    size, store_row = _VALUE_BYTES[kind], _STORE[kind]
+    store_row = _STORE[kind]
 
     @helper
     def load_rows(args: int, seq: int, head: int, tile: int, rows: int, room: int, width: int) -> None:
         head_dim = arg(args, HEAD_DIM)
         for row in range(rows):
             q = row_address(args, arg(args, Q), seq, head, tile * ROWS + row)
+            target = room + QUERY_BYTES * row
             for i in range(0, width, TILE):
-                store_row(room + size * width * row, i, load_part(q + 4 * i, min(TILE, head_dim - i), 0.0))
+                store_row(target, i, load_part(q + 4 * i, min(TILE, head_dim - i), 0.0))
 
     return load_rows
 
 
-def _score_keys(kind: str, multiply: Any) -> Any:
+def _score_keys(kind: str) -> Any:
     """-> helper: q times each sub-block of keys; it leaves the sub-blocks' byte offsets in the table."""
     size = _VALUE_BYTES[kind]
     pair = 4 // size  # dimensions in one step of a tile
+    multiply = _any_rows(kind, QUERY_BYTES)
 
     @helper
     def score(
@@ -253,15 +256,16 @@ def _score_keys(kind: str, multiply: Any) -> Any:
             at = (sub_block * arg(args, KV_HEADS) + head) * TILE * width * size
             store_i64(table + 8 * (i // TILE), at)
             store_i64(one_piece, arg(args, KEYS_AT) + at)
-            multiply(rows, one_piece, 1, width // pair, room, size * width, scores + 4 * i, KEYS)
+            multiply(rows, one_piece, 1, width // pair, room, scores + 4 * i, KEYS)
 
     return score
 
 
-def _weigh_values(kind: str, multiply: Any) -> Any:
+def _weigh_values(kind: str) -> Any:
     """-> helper: probabilities times the values of the table's sub-blocks, 16 dimensions at a time."""
     size, copy_valid = _VALUE_BYTES[kind], _COPY_VALID[kind]
     pair = 4 // size  # keys in one step of a tile
+    multiply = _any_rows(kind, size * KEYS)
 
     @helper
     def weigh(
@@ -274,7 +278,7 @@ def _weigh_values(kind: str, multiply: Any) -> Any:
             copy_valid(load_i64(table + 8 * (pieces - 1)), spare, width, valid % TILE)
             store_i64(table + 8 * (pieces - 1), spare)
         for i in range(0, width, TILE):
-            multiply(rows, table, pieces, TILE // pair, probabilities, size * KEYS, slot + 4 * i, width)
+            multiply(rows, table, pieces, TILE // pair, probabilities, slot + 4 * i, width)
             for n in range(pieces):
                 store_i64(table + 8 * n, load_i64(table + 8 * n) + TILE * TILE * size)
 
@@ -284,13 +288,12 @@ def _weigh_values(kind: str, multiply: Any) -> Any:
 @helper
 def private_bytes(width: int) -> int:
     """Of `room`: queries, scores, probabilities, one sub-block of values, and a table."""
-    return 4 * ROWS * width + 8 * ROWS * KEYS + 4 * TILE * width + 16 * KEYS // TILE
+    return QUERY_BYTES * ROWS + 8 * ROWS * KEYS + 4 * TILE * width + 16 * KEYS // TILE
 
 
 def attend(kind: str) -> Callable[..., None]:
     """-> helper: one partition's result for a tile, whose queries are in `room` already."""
-    multiply = _any_rows(kind)
-    score, weigh = _score_keys(kind, multiply), _weigh_values(kind, multiply)
+    score, weigh = _score_keys(kind), _weigh_values(kind)
     size, store_row = _VALUE_BYTES[kind], _STORE[kind]
 
     @helper
@@ -307,7 +310,7 @@ def attend(kind: str) -> Callable[..., None]:
     def attend_partition(
         args: int, seq: int, head: int, tile: int, partition: int, rows: int, room: int, slot: int, width: int
     ) -> None:  # fmt: skip
-        scores = room + 4 * ROWS * width
+        scores = room + QUERY_BYTES * ROWS
         probabilities = scores + 4 * ROWS * KEYS
         spare = probabilities + 4 * ROWS * KEYS
         table = spare + 4 * TILE * width

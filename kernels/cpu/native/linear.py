@@ -5,18 +5,17 @@ Threads split the tiles of 16 outputs; within a tile rows go 8 at a time, so tha
 
 from typing import Any
 
-from vllm_nb.kernels.cpu.formats import BLOCK, FORMATS, TILE, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.formats import FORMATS, TILE, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_BYTES
 from vllm_nb.kernels.cpu.native import tile as tiles_of
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share
-from vllm_nb.kernels.cpu.native.simd import Floats, load, load_part, store, store_i64, store_part
+from vllm_nb.kernels.cpu.native.simd import Floats, load, load_part, store, store_part
 
-ROW_CHUNK = 64  # rows of x in one work item
-ROWS = 8  # rows of x in one tile
-_PARTIAL = ROWS * VECTOR_BYTES  # scratch kept free for a last tile with fewer than 16 outputs
+CHUNK = 8  # groups of rows in one work item
 
-# the arguments of the kernel, by place. STEPS: blocks of 32 inputs; inputs, or pairs of them, of floating-point weights
-# X: the quantised or rounded activations; the three that follow only go with quantised ones
-ROW_KIND, WEIGHTS, TILES, STEPS, X, X_SCALES, X_SUMS, X_INT_SUMS, OUT, OUT_STRIDE, OUTPUTS, BIAS = range(12)
+# The arguments of the kernel, by place. X: what `prepare` made of the activations; STEPS: blocks of 32 inputs, or for
+# floating-point weights inputs, or pairs of them for bf16.
+ROW_KIND, WEIGHTS, TILES, STEPS, X, OUT, OUT_STRIDE, OUTPUTS, BIAS = range(9)
 
 
 @helper
@@ -33,135 +32,82 @@ def _store_tile(args: int, tile: int, row: int, y: Floats) -> None:
         store_part(target, y, count)
 
 
-def _by_rows(multiply: dict[int, Any]) -> Any:
-    """-> helper that runs a tile over any number of rows. multiply: rows -> helper(w, args, row, out, stride)"""
-    eight, four, two, one = (multiply[n] for n in (8, 4, 2, 1))
+def _driver(multiply: Any, tile_bytes: Any) -> Any:
+    """-> the kernel: work items are (tile, chunk of groups of rows), tile by tile.
 
-    @helper
-    def run(w: int, args: int, first: int, last: int, out: int, stride: int) -> None:
-        row = first
-        while row < last:
-            target = out + 4 * stride * (row - first)
-            if row + 8 <= last:
-                eight(w, args, row, target, stride)
-                row += 8
-            elif row + 4 <= last:
-                four(w, args, row, target, stride)
-                row += 4
-            elif row + 2 <= last:
-                two(w, args, row, target, stride)
-                row += 2
-            else:
-                one(w, args, row, target, stride)
-                row += 1
-
-    return run
-
-
-def _all_rows(multiply: dict[int, Any], prepare: Any, tile_bytes: Any) -> Any:
-    """-> helper: work items are (tile, chunk of rows), tile by tile.
-
-    prepare(args, tile, room) -> what `multiply` reads as weights.
+    multiply(args, tile's address, rows in all, first row, out, stride, rows wanted)
     """
-    run = _by_rows(multiply)
 
     @helper
-    def with_care(w: int, args: int, tile: int, first: int, last: int, room: int) -> None:
-        """Through scratch memory: a tile with a bias, or with fewer than 16 outputs."""
-        for start in range(first, last, ROWS):
-            end = min(last, start + ROWS)
-            run(w, args, start, end, room, TILE)
-            for row in range(start, end):
-                _store_tile(args, tile, row, load(room + VECTOR_BYTES * (row - start)))
+    def multiply_group(args: int, w: int, rows: int, tile: int, row: int, room: int) -> None:
+        stride, count = arg(args, OUT_STRIDE), min(GROUP_ROWS, rows - row)
+        if arg(args, BIAS) == 0 and arg(args, OUTPUTS) >= TILE * (tile + 1):
+            multiply(args, w, rows, row, arg(args, OUT) + 4 * (stride * row + TILE * tile), stride, count)
+            return
+        multiply(args, w, rows, row, room, TILE, count)
+        for n in range(count):
+            _store_tile(args, tile, row + n, load(room + VECTOR_BYTES * n))
 
-    @helper
-    def linear(args: int, rows: int, room: int, thread: int, threads: int) -> None:
-        chunks = (rows + ROW_CHUNK - 1) // ROW_CHUNK
-        stride = arg(args, OUT_STRIDE)
+    def linear(args: int, step: int, thread: int, threads: int) -> None:
+        rows, room = header(step, arg(args, ROW_KIND)), scratch(step, thread)
+        groups = (rows + GROUP_ROWS - 1) // GROUP_ROWS
+        chunks = (groups + CHUNK - 1) // CHUNK
         start, stop = share(arg(args, TILES) * chunks, thread, threads)
-        ready, w = -1, room
         for item in range(start, stop):
             tile, chunk = item // chunks, item % chunks
-            if tile != ready:
-                ready, w = tile, prepare(args, arg(args, WEIGHTS) + tile * tile_bytes(args), room + _PARTIAL)
-            first, last = chunk * ROW_CHUNK, min(rows, (chunk + 1) * ROW_CHUNK)
-            if arg(args, BIAS) == 0 and arg(args, OUTPUTS) >= TILE * (tile + 1):
-                run(w, args, first, last, arg(args, OUT) + 4 * (stride * first + TILE * tile), stride)
-            else:
-                with_care(w, args, tile, first, last, room)
+            w = arg(args, WEIGHTS) + tile * tile_bytes(args)
+            for group in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
+                multiply_group(args, w, rows, tile, group * GROUP_ROWS, room)
 
     return linear
 
 
-def _multiply_quantised(fmt: Format, rows: int) -> Any:
-    gemm = tiles_of.gemm(fmt.groups, fmt.has_min, rows)
-
-    @helper
-    def multiply(w: int, args: int, row: int, out: int, stride: int) -> None:
-        blocks = arg(args, STEPS)
-        at = row * blocks
-        scales, sums, int_sums = arg(args, X_SCALES), arg(args, X_SUMS), arg(args, X_INT_SUMS)
-        gemm(w, arg(args, X) + BLOCK * at, scales + 4 * at, sums + 4 * at, int_sums + 8 * at, blocks, out, stride)
-
-    return multiply
-
-
 def _make_quantised(fmt: Format) -> Function:
-    gemv, unpack, block_bytes = tiles_of.gemv(fmt), tiles_of.unpack(fmt), fmt.block_bytes
+    one = tiles_of.quantised_tile(fmt, 1, 1)
+    two, four, eight = (tiles_of.quantised_tile(fmt, rows, GROUP_ROWS) for rows in (2, 4, 8))
+    block_bytes = fmt.block_bytes
 
     @helper
     def tile_bytes(args: int) -> int:
         return arg(args, STEPS) * block_bytes
 
     @helper
-    def prepare(args: int, packed: int, room: int) -> int:
-        unpack(packed, arg(args, STEPS), room)
-        return room
+    def multiply(args: int, w: int, rows: int, row: int, out: int, stride: int, count: int) -> None:
+        blocks = arg(args, STEPS)
+        x = arg(args, X) + RECORD_BYTES * blocks * row
+        if rows == 1:
+            one(w, x, blocks, out, stride, count)
+        elif count > 4:
+            eight(w, x, blocks, out, stride, count)
+        elif count > 2:
+            four(w, x, blocks, out, stride, count)
+        else:
+            two(w, x, blocks, out, stride, count)
 
-    many_rows = _all_rows({n: _multiply_quantised(fmt, n) for n in (8, 4, 2, 1)}, prepare, tile_bytes)
-
-    def linear(args: int, step: int, thread: int, threads: int) -> None:
-        rows = header(step, arg(args, ROW_KIND))
-        if rows > 1:
-            many_rows(args, rows, scratch(step, thread), thread, threads)
-            return
-        start, stop = share(arg(args, TILES), thread, threads)
-        for tile in range(start, stop):
-            w = arg(args, WEIGHTS) + tile * tile_bytes(args)
-            scales, sums, int_sums = arg(args, X_SCALES), arg(args, X_SUMS), arg(args, X_INT_SUMS)
-            _store_tile(args, tile, 0, gemv(w, arg(args, X), scales, sums, int_sums, arg(args, STEPS)))
-
-    return linear
+    return _driver(multiply, tile_bytes)
 
 
 def _make_float(kind: str) -> Function:
-    step_bytes = {"bf16": VECTOR_BYTES, "f16": VECTOR_BYTES // 2, "f32": VECTOR_BYTES}[kind]
-
-    def multiply_of(rows: int) -> Any:
-        float_tile = tiles_of.float_tile(kind, rows)
-
-        @helper
-        def multiply(table: int, args: int, row: int, out: int, stride: int) -> None:
-            steps = arg(args, STEPS)
-            float_tile(table, 1, steps, arg(args, X) + 4 * steps * row, 4 * steps, out, stride)
-
-        return multiply
+    step_bytes = tiles_of.STEP_BYTES[kind]
+    one = tiles_of.float_matrix_tile(kind, 1, 4, 4)
+    two, eight = (tiles_of.float_matrix_tile(kind, rows, 4, 4 * GROUP_ROWS) for rows in (2, GROUP_ROWS))
 
     @helper
     def tile_bytes(args: int) -> int:
         return arg(args, STEPS) * step_bytes
 
     @helper
-    def prepare(args: int, packed: int, room: int) -> int:
-        store_i64(room, packed)  # the table of one piece that the tile reads
-        return room
+    def multiply(args: int, w: int, rows: int, row: int, out: int, stride: int, count: int) -> None:
+        steps = arg(args, STEPS)
+        x = arg(args, X) + 4 * steps * row
+        if rows == 1:
+            one(w, steps, x, out, stride, count)
+        elif count > 2:
+            eight(w, steps, x, out, stride, count)
+        else:
+            two(w, steps, x, out, stride, count)
 
-    run = _all_rows({n: multiply_of(n) for n in (8, 4, 2, 1)}, prepare, tile_bytes)
-
-    def linear(args: int, step: int, thread: int, threads: int) -> None:
-        run(args, header(step, arg(args, ROW_KIND)), scratch(step, thread), thread, threads)
-
-    return linear
+    return _driver(multiply, tile_bytes)
 
 
 for _format in FORMATS.values():

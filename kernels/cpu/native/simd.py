@@ -44,6 +44,7 @@ Floats = Any
 Ints = Any
 
 F, I = Vector("f32x16", FLOATS), Vector("i32x16", INTS)  # noqa: E741
+Quads, Pairs = (Vector(f"i32x{lanes}", ir.VectorType(emit.i32, lanes)) for lanes in (4, 8))
 f32, i32, i64, void = types.float32, types.int32, types.int64, types.void
 
 
@@ -143,10 +144,30 @@ def store_bfloats(b: Builder, address: Value, x: Value) -> None:
     emit.store(b, address, emit.round_to_bfloats(b, x))
 
 
-@op(void, i64, I)
-def store_bytes(b: Builder, address: Value, x: Value) -> None:
-    """The low byte of each lane, 16 bytes."""
-    emit.store(b, address, b.trunc(x, ir.VectorType(emit.i8, LANES)))
+@op(Quads, I)
+def pack_bytes(b: Builder, x: Value) -> Value:
+    """The low byte of each lane: 4 lanes of 4 bytes."""
+    return b.bitcast(b.trunc(x, ir.VectorType(emit.i8, LANES)), Quads.llvm)
+
+
+@op(Pairs, F)
+def round_pairs(b: Builder, x: Value) -> Value:
+    """Rounded to bfloat16: 8 lanes of 2."""
+    return b.bitcast(emit.round_to_bfloats(b, x), Pairs.llvm)
+
+
+@intrinsic
+def store_lanes(typingctx: Any, address: Any, x: Any, stride: Any) -> Any:
+    """Each 32-bit lane to its own place, `stride` bytes apart."""
+
+    def codegen(context: Any, b: Builder, _: Any, args: Any) -> Value:
+        address, x, stride = args
+        for lane in range(x.type.count):
+            value = b.extract_element(x, ir.Constant(emit.i32, lane))
+            emit.store(b, b.add(address, b.mul(stride, emit.const(lane))), value)
+        return context.get_dummy_value()
+
+    return void(i64, x, i64), codegen
 
 
 def _scalar_access(kind: Any, llvm: Any) -> tuple[Any, Any]:

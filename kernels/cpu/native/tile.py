@@ -4,9 +4,12 @@ Integer weights (see `formats`) times int8 activations with one float32 scale pe
 
     sum = fma(float(dot of the bytes), weight scale * activation scale, sum);  sum = fma(minimum, sum of x, sum) if any
 
-One row of activations multiplies the packed weights as they are (`gemv`); several rows share a tile that `unpack` has
-spread out to bytes first (`gemm`). Integer dots are exact and the float steps above run in the same order in both, so a
-row's result does not depend on how many rows there are.
+Integer dots are exact, and the float steps run in this order in every tile, so a row's result does not depend on how
+many rows there are or where they lie. Activations of R rows (1, or 8 side by side) lie block by block in records:
+
+    quads int8 [8, R, 4]    scales float32 [R]    sums float32 [R] (of the block's values)    int_sums int32 [2, R]
+
+so that all of a tile's addresses are one pointer and constants: with a stride a row, address arithmetic costs a third.
 """
 
 from typing import Any
@@ -14,27 +17,13 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from vllm_nb.kernels.cpu.formats import BLOCK, CODEBOOK, QUADS, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.formats import CODEBOOK, QUADS, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.layout import RECORD_BYTES, RECORD_INT_SUMS, RECORD_SCALES, RECORD_SUMS
 from vllm_nb.kernels.cpu.native import emit
-from vllm_nb.kernels.cpu.native.emit import (
-    BYTES,
-    FLOATS,
-    INTS,
-    Builder,
-    Value,
-    byte_vector,
-    const,
-    float_vector,
-    int_vector,
-)
-from vllm_nb.kernels.cpu.native.simd import F, i64, op, void
+from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value, byte_vector, const, float_vector
+from vllm_nb.kernels.cpu.native.simd import i64, op, void
 
-UNPACKED_GROUP_BYTES = 2 * VECTOR_BYTES  # correction and scale; a minimum comes on top
-FLIP = 128  # added to int8 activations in `gemm`, whose weights are signed
-
-
-def unpacked_block_bytes(groups: int, has_min: bool) -> int:
-    return QUADS * VECTOR_BYTES + groups * (UNPACKED_GROUP_BYTES + VECTOR_BYTES * has_min)
+STEP_BYTES = {"bf16": VECTOR_BYTES, "f16": VECTOR_BYTES // 2, "f32": VECTOR_BYTES}  # of floating-point weights
 
 
 def _effective_zero(fmt: Format) -> int:
@@ -43,7 +32,7 @@ def _effective_zero(fmt: Format) -> int:
 
 
 def _quads(b: Builder, fmt: Format, block: Value) -> list[Value]:
-    """The 8 quads of a block as unsigned bytes."""
+    """The 8 quads of a packed block as unsigned bytes."""
     loaded: dict[int, Value] = {}
 
     def field(bits: int, plane: int, base: int, quad: int) -> Value:
@@ -65,157 +54,155 @@ def _quads(b: Builder, fmt: Format, block: Value) -> list[Value]:
     return [value(quad) for quad in range(QUADS)]
 
 
+# (quads, then for each group its scale, and its minimum or None)
+Block = tuple[list[Value], list[tuple[Value, Value | None]]]
+
+
+def _read_block(b: Builder, fmt: Format, block: Value) -> Block:
+    """A packed block, spread out in registers."""
+
+    def factors(group: int) -> tuple[Value, Value | None]:
+        scale = emit.load_halves(b, b.add(block, const(fmt.scales_at + 32 * group)))
+        return scale, emit.load_halves(b, b.add(block, const(fmt.minima_at + 32 * group))) if fmt.has_min else None
+
+    return _quads(b, fmt, block), [factors(group) for group in range(fmt.groups)]
+
+
 def _broadcast(b: Builder, address: Value, kind: Any) -> Value:
     return emit.splat(b, emit.load(b, address, kind))
 
 
-def gemv(fmt: Format) -> Any:
-    """-> intrinsic (tile, x int8, x_scale, x_sum, x_int_sum, blocks) -> the 16 outputs of one row."""
+class _Row:
+    """One row's share in a record."""
 
-    @op(F, i64, i64, i64, i64, i64, i64)
-    def tile(b: Builder, w: Value, x: Value, x_scale: Value, x_sum: Value, x_int_sum: Value, blocks: Value) -> Value:
-        total = cgutils.alloca_once_value(b, float_vector(0.0))
-        per_group = QUADS // fmt.groups
-        with cgutils.for_range(b, blocks) as loop:
-            block = emit.offset(b, w, fmt.block_bytes, loop.index)
-            quads = _quads(b, fmt, block)
-            scale_x = _broadcast(b, emit.offset(b, x_scale, 4, loop.index), emit.f32)
-            int_sums = [emit.load(b, emit.offset(b, x_int_sum, 8, loop.index, 4 * h), emit.i32) for h in range(2)]
-            for group in range(fmt.groups):
-                int_sum = int_sums[group] if fmt.groups == 2 else b.add(*int_sums)
-                start = emit.splat(b, b.mul(int_sum, ir.Constant(emit.i32, -_effective_zero(fmt))))
-                ints = [start, int_vector(0)]  # two chains hide the latency
-                for quad in range(group * per_group, (group + 1) * per_group):
-                    values = _broadcast(b, emit.offset(b, x, BLOCK, loop.index, 4 * quad), emit.i32)
-                    ints[quad % 2] = emit.dot_bytes(b, ints[quad % 2], quads[quad], b.bitcast(values, BYTES))
-                scale = emit.load_halves(b, b.add(block, const(fmt.scales_at + 32 * group)))
-                dot = b.sitofp(b.add(*ints), FLOATS)
-                result = emit.fma(b, dot, b.fmul(scale, scale_x), b.load(total))
-                if fmt.has_min:
-                    minimum = emit.load_halves(b, b.add(block, const(fmt.minima_at + 32 * group)))
-                    if fmt.groups == 2:
-                        sums = b.fmul(scale_x, emit.splat(b, b.sitofp(int_sum, emit.f32)))
-                    else:
-                        sums = _broadcast(b, emit.offset(b, x_sum, 4, loop.index), emit.f32)
-                    result = emit.fma(b, minimum, sums, result)
-                b.store(result, total)
-        return b.load(total)
+    def __init__(self, b: Builder, record: Value, row: int, group: int):
+        self._b, self._record, self._row, self._group = b, record, row, group
 
-    return tile
+    def quad(self, number: int) -> Value:
+        at = const(4 * (self._group * number + self._row))
+        return self._b.bitcast(_broadcast(self._b, self._b.add(self._record, at), emit.i32), BYTES)
+
+    def scale(self) -> Value:
+        return _broadcast(self._b, self._at(RECORD_SCALES), emit.f32)
+
+    def sum(self) -> Value:
+        return _broadcast(self._b, self._at(RECORD_SUMS), emit.f32)
+
+    def int_sum(self, halves: range) -> Value:
+        """Of one half of the block, or of both."""
+        sums = [_broadcast(self._b, self._at(RECORD_INT_SUMS + 4 * half), emit.i32) for half in halves]
+        return self._b.add(*sums) if len(sums) == 2 else sums[0]
+
+    def _at(self, offset: int) -> Value:
+        return self._b.add(self._record, const(offset * self._group + 4 * self._row))
 
 
-def unpack(fmt: Format) -> Any:
-    """-> intrinsic (tile, blocks, out): a tile's weights as signed bytes, with float32 scales, for `gemm`.
+def _add_block(b: Builder, fmt: Format, weights: Block, rows: list[_Row], totals: list[Value]) -> None:
+    """totals[m] += one block's products with row m."""
+    quads, factors = weights
+    per_group = QUADS // fmt.groups
+    chains = 2 if len(rows) <= 2 else 1  # few rows: two chains of dots hide their latency
+    for group, (scale, minimum) in enumerate(factors):
+        halves = range(group, group + 1) if fmt.groups == 2 else range(2)
+        zero = ir.Constant(INTS, [-_effective_zero(fmt)] * emit.LANES)
+        starts = [b.mul(row.int_sum(halves), zero) if _effective_zero(fmt) else emit.int_vector(0) for row in rows]
+        dots = [[start] + [emit.int_vector(0)] * (chains - 1) for start in starts]
+        for quad in range(group * per_group, (group + 1) * per_group):
+            for row, dot in zip(rows, dots, strict=True):
+                dot[quad % chains] = emit.dot_bytes(b, dot[quad % chains], quads[quad], row.quad(quad))
+        for row, dot, total in zip(rows, dots, totals, strict=True):
+            product = b.sitofp(b.add(*dot) if chains == 2 else dot[0], FLOATS)
+            result = emit.fma(b, product, b.fmul(scale, row.scale()), b.load(total))
+            if minimum is not None and fmt.groups == 2:
+                result = emit.fma(b, minimum, b.fmul(row.scale(), b.sitofp(row.int_sum(halves), FLOATS)), result)
+            elif minimum is not None:
+                result = emit.fma(b, minimum, row.sum(), result)
+            b.store(result, total)
 
-    A block becomes 8 quads, then for each group: correction int32 [16], scale [16], minimum [16] if there is one.
-    The correction undoes FLIP: -FLIP * (sum of the group's weights).
+
+def _store_rows(b: Builder, totals: list[Value], out: Value, stride: Value, count: Value) -> None:
+    """The first `count` rows, `stride` floats apart."""
+    for row, total in enumerate(totals):
+        with b.if_then(b.icmp_signed(">", count, const(row)), likely=True):
+            emit.store(b, emit.offset(b, out, 4, b.mul(stride, const(row))), total)
+
+
+def quantised_tile(fmt: Format, rows: int, group: int) -> Any:
+    """-> intrinsic (tile, records, blocks, out, out_stride in floats, count).
+
+    The first `rows` of the records' `group` times a tile; `count` of them are stored.
     """
 
-    @op(void, i64, i64, i64)
-    def tile(b: Builder, w: Value, blocks: Value, out: Value) -> None:
-        per_group = QUADS // fmt.groups
-        size = unpacked_block_bytes(fmt.groups, fmt.has_min)
-        with cgutils.for_range(b, blocks) as loop:
-            block = emit.offset(b, w, fmt.block_bytes, loop.index)
-            target = emit.offset(b, out, size, loop.index)
-            quads = [b.sub(q, byte_vector(_effective_zero(fmt))) for q in _quads(b, fmt, block)]
-            for quad, values in enumerate(quads):
-                emit.store(b, b.add(target, const(VECTOR_BYTES * quad)), values)
-            rest = [b.add(target, const(VECTOR_BYTES * (QUADS + n))) for n in range(6)]
-            for group in range(fmt.groups):
-                weight_sum = int_vector(0)
-                for values in quads[group * per_group : (group + 1) * per_group]:
-                    weight_sum = emit.dot_bytes(b, weight_sum, byte_vector(FLIP), values)
-                emit.store(b, rest.pop(0), b.sub(int_vector(0), weight_sum))
-                emit.store(b, rest.pop(0), emit.load_halves(b, b.add(block, const(fmt.scales_at + 32 * group))))
-                if fmt.has_min:
-                    emit.store(b, rest.pop(0), emit.load_halves(b, b.add(block, const(fmt.minima_at + 32 * group))))
-
-    return tile
-
-
-def gemm(groups: int, has_min: bool, rows: int) -> Any:
-    """-> intrinsic (unpacked tile, x int8 + FLIP, x_scale, x_sum, x_int_sum, blocks, out, out_stride in floats).
-
-    Rows of x lie one after the other: 32 bytes, one scale, one sum and two integer sums a block.
-    """
-    per_group = QUADS // groups
-    group_bytes = UNPACKED_GROUP_BYTES + VECTOR_BYTES * has_min
-
-    @op(void, i64, i64, i64, i64, i64, i64, i64, i64)
-    def tile(
-        b: Builder, w: Value, x: Value, x_scale: Value, x_sum: Value, x_int_sum: Value, blocks: Value, out: Value,
-        out_stride: Value,
-    ) -> None:  # fmt: skip
+    @op(void, i64, i64, i64, i64, i64, i64)
+    def tile(b: Builder, w: Value, x: Value, blocks: Value, out: Value, stride: Value, count: Value) -> None:
         totals = [cgutils.alloca_once_value(b, float_vector(0.0)) for _ in range(rows)]
         with cgutils.for_range(b, blocks) as loop:
-            block = emit.offset(b, w, unpacked_block_bytes(groups, has_min), loop.index)
-            at = [b.add(loop.index, b.mul(blocks, const(m))) for m in range(rows)]  # row m's block
-            scales_x = [_broadcast(b, emit.offset(b, x_scale, 4, at[m]), emit.f32) for m in range(rows)]
-            for group in range(groups):
-                aside = QUADS * VECTOR_BYTES + group * group_bytes
-                ints = [emit.load(b, b.add(block, const(aside)), INTS)] * rows
-                for quad in range(group * per_group, (group + 1) * per_group):
-                    weights = emit.load(b, b.add(block, const(VECTOR_BYTES * quad)), BYTES)
-                    for m in range(rows):
-                        values = _broadcast(b, emit.offset(b, x, BLOCK, at[m], 4 * quad), emit.i32)
-                        ints[m] = emit.dot_bytes(b, ints[m], b.bitcast(values, BYTES), weights)
-                scale = emit.load(b, b.add(block, const(aside + VECTOR_BYTES)), FLOATS)
-                minimum = emit.load(b, b.add(block, const(aside + 2 * VECTOR_BYTES)), FLOATS) if has_min else None
-                for m in range(rows):
-                    result = emit.fma(b, b.sitofp(ints[m], FLOATS), b.fmul(scale, scales_x[m]), b.load(totals[m]))
-                    if has_min and groups == 2:
-                        int_sum = emit.load(b, emit.offset(b, x_int_sum, 8, at[m], 4 * group), emit.i32)
-                        sums = b.fmul(scales_x[m], emit.splat(b, b.sitofp(int_sum, emit.f32)))
-                    elif has_min:
-                        sums = _broadcast(b, emit.offset(b, x_sum, 4, at[m]), emit.f32)
-                    if has_min:
-                        result = emit.fma(b, minimum, sums, result)
-                    b.store(result, totals[m])
-        for m in range(rows):
-            emit.store(b, emit.offset(b, out, 4, b.mul(out_stride, const(m))), b.load(totals[m]))
+            record = emit.offset(b, x, RECORD_BYTES * group, loop.index)
+            block = _read_block(b, fmt, emit.offset(b, w, fmt.block_bytes, loop.index))
+            _add_block(b, fmt, block, [_Row(b, record, row, group) for row in range(rows)], totals)
+        _store_rows(b, [b.load(total) for total in totals], out, stride, count)
 
     return tile
 
 
-def _float_steps(b: Builder, kind: str, w: Value, x: list[Value], steps: Value, totals: list[list[Value]]) -> None:
-    """totals[m][step % 2] += w[step] * x[m][step]. A step is one input, or a pair of inputs for bf16; steps is even."""
-    step_bytes = {"bf16": VECTOR_BYTES, "f16": VECTOR_BYTES // 2, "f32": VECTOR_BYTES}[kind]
-    with cgutils.for_range(b, b.lshr(steps, const(1))) as loop:
-        for chain in range(2):
-            address = emit.offset(b, w, 2 * step_bytes, loop.index, chain * step_bytes)
-            if kind == "bf16":
-                weights = emit.load(b, address, INTS)
-            else:
-                weights = emit.load_halves(b, address) if kind == "f16" else emit.load(b, address, FLOATS)
-            for row, total in zip(x, totals, strict=True):
-                value = emit.offset(b, row, 8, loop.index, 4 * chain)
-                if kind == "bf16":
-                    added = emit.dot_bfloats(b, b.load(total[chain]), weights, _broadcast(b, value, emit.i32))
-                else:
-                    added = emit.fma(b, weights, _broadcast(b, value, emit.f32), b.load(total[chain]))
-                b.store(added, total[chain])
+class _FloatTile:
+    """Sums of 16 lanes for some rows: weights of `kind` times activations, step by step.
 
-
-def float_tile(kind: str, rows: int) -> Any:
-    """-> intrinsic (tiles, count, steps, x, x_stride in bytes, out, out_stride in floats).
-
-    Weights of `kind` in `count` pieces, whose addresses lie in the table `tiles`, each of `steps` steps of 16 lanes; x
-    is bfloat16 for "bf16", else float32, and runs on from piece to piece. The sum is over all pieces, in order.
+    A step is one input, or a pair of inputs for bf16. x has 4 bytes a row and step: a float32, or a bfloat16 pair for
+    "bf16". Even and odd steps are summed apart, which hides latency; their number is even.
     """
 
-    @op(void, i64, i64, i64, i64, i64, i64, i64)
-    def tile(
-        b: Builder, tiles: Value, count: Value, steps: Value, x: Value, x_stride: Value, out: Value, out_stride: Value
-    ) -> None:
-        totals = [[cgutils.alloca_once_value(b, float_vector(0.0)) for _ in range(2)] for _ in range(rows)]
-        with cgutils.for_range(b, count) as loop:
-            w = emit.load(b, emit.offset(b, tiles, 8, loop.index), emit.i64)
-            start = emit.offset(b, x, 4, b.mul(loop.index, steps))
-            rows_x = [b.add(start, b.mul(x_stride, const(m))) for m in range(rows)]
-            _float_steps(b, kind, w, rows_x, steps, totals)
-        for m in range(rows):
-            result = b.fadd(b.load(totals[m][0]), b.load(totals[m][1]))
-            emit.store(b, emit.offset(b, out, 4, b.mul(out_stride, const(m))), result)
+    def __init__(self, b: Builder, kind: str, rows: int, row_stride: int, step_stride: int):
+        self._b, self._kind, self._row_stride, self._step_stride = b, kind, row_stride, step_stride
+        self._chains = [[cgutils.alloca_once_value(b, float_vector(0.0)) for _ in range(rows)] for _ in range(2)]
+
+    def add(self, w: Value, steps: Value, x: Value) -> None:
+        b, step_bytes = self._b, STEP_BYTES[self._kind]
+        with cgutils.for_range(b, b.lshr(steps, const(1))) as pair:
+            for chain in range(2):
+                weights = emit.offset(b, w, 2 * step_bytes, pair.index, chain * step_bytes)
+                values = emit.offset(b, x, 2 * self._step_stride, pair.index, chain * self._step_stride)
+                self._add_step(weights, values, self._chains[chain])
+
+    def _add_step(self, w: Value, x: Value, totals: list[Value]) -> None:
+        b = self._b
+        read = {"bf16": lambda: emit.load(b, w, INTS), "f16": lambda: emit.load_halves(b, w)}
+        weights = read.get(self._kind, lambda: emit.load(b, w, FLOATS))()
+        for row, total in enumerate(totals):
+            at = b.add(x, const(self._row_stride * row))
+            if self._kind == "bf16":
+                b.store(emit.dot_bfloats(b, b.load(total), weights, _broadcast(b, at, emit.i32)), total)
+            else:
+                b.store(emit.fma(b, weights, _broadcast(b, at, emit.f32), b.load(total)), total)
+
+    def store(self, out: Value, stride: Value, count: Value) -> None:
+        b = self._b
+        sums = [b.fadd(b.load(even), b.load(odd)) for even, odd in zip(*self._chains, strict=True)]
+        _store_rows(b, sums, out, stride, count)
+
+
+def float_matrix_tile(kind: str, rows: int, row_stride: int, step_stride: int) -> Any:
+    """-> intrinsic (tile, steps, x, out, out_stride in floats, count); strides of x in bytes."""
+
+    @op(void, i64, i64, i64, i64, i64, i64)
+    def tile(b: Builder, w: Value, steps: Value, x: Value, out: Value, stride: Value, count: Value) -> None:
+        sums = _FloatTile(b, kind, rows, row_stride, step_stride)
+        sums.add(w, steps, x)
+        sums.store(out, stride, count)
+
+    return tile
+
+
+def float_pieces_tile(kind: str, rows: int, row_stride: int) -> Any:
+    """-> intrinsic (table, pieces, steps, x, out, out_stride in floats): weights in pieces, whose addresses lie in the
+    table; x runs on from piece to piece."""
+
+    @op(void, i64, i64, i64, i64, i64, i64)
+    def tile(b: Builder, table: Value, pieces: Value, steps: Value, x: Value, out: Value, stride: Value) -> None:
+        sums = _FloatTile(b, kind, rows, row_stride, 4)
+        with cgutils.for_range(b, pieces) as piece:
+            w = emit.load(b, emit.offset(b, table, 8, piece.index), emit.i64)
+            sums.add(w, steps, emit.offset(b, x, 4, b.mul(piece.index, steps)))
+        sums.store(out, stride, const(rows))
 
     return tile
