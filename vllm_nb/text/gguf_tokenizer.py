@@ -44,6 +44,7 @@ class GgufVocabulary:
         self.bos_id = self._id("bos_token_id")
         self.end_ids = tuple(dict.fromkeys(i for name in _END_IDS if (i := self._id(name)) is not None))
         self.adds_bos = bool(metadata.get(_PREFIX + "add_bos_token", self.pre.adds_bos)) and self.bos_id is not None
+        self._space_prefix = bool(metadata.get(_PREFIX + "add_space_prefix", True))
         kinds = self._array("token_type", np.int32) if _PREFIX + "token_type" in metadata else None
         self._kinds = np.full(len(self.tokens), _NORMAL) if kinds is None else kinds
         self._kinds[[i for i in (self.bos_id, *self.end_ids) if i is not None]] = _CONTROL  # some files say otherwise
@@ -58,8 +59,8 @@ class GgufVocabulary:
             backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, last])
         else:
             spaces = normalizers.Replace(" ", "▁")
-            prefix = self._metadata.get(_PREFIX + "add_space_prefix", True)
-            backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
+            prepend = [normalizers.Prepend("▁")] if self._space_prefix else []
+            backend.normalizer = normalizers.Sequence([*prepend, spaces])
         backend.add_tokens(self._added_tokens())
         return backend
 
@@ -67,7 +68,13 @@ class GgufVocabulary:
         """The tokens found in the text before anything is cut or merged: control tokens, and those a user defined."""
         found = np.flatnonzero(np.isin(self._kinds, (_UNKNOWN, _CONTROL, _USER_DEFINED)))
         return [
-            AddedToken(self.tokens[i], normalized=False, special=bool(self._kinds[i] != _USER_DEFINED)) for i in found
+            AddedToken(
+                self.tokens[i],
+                # Gemma's runs of spaces: sentencepiece looks for them once spaces have become U+2581.
+                normalized=self.kind == "llama" and not self._space_prefix and self.tokens[i].isspace(),
+                special=bool(self._kinds[i] != _USER_DEFINED),
+            )
+            for i in found
         ]
 
     # Models

@@ -51,11 +51,8 @@ _METHODS: dict[type, frozenset[str]] = {
     int: frozenset(),
     float: frozenset(),
 }
-_VIEWS: tuple[type, ...] = (
-    type({}.keys()),
-    type({}.values()),
-    type({}.items()),
-)  # their printed form holds all that the dictionary does
+# Also the views of dictionaries, whose printed form holds all that the dictionary does.
+_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CONTAINERS: tuple[Any, ...] = (list, tuple, dict, *_VIEWS)
 
 
