@@ -4,6 +4,7 @@ import asyncio
 import queue
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -85,7 +86,7 @@ class AsyncChannel:
         self._queues.pop(request_id, None)
 
     def put(self, outputs: Outputs) -> None:
-        if not self._event_loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to read
             self._event_loop.call_soon_threadsafe(self._dispatch, outputs)
 
     def _dispatch(self, outputs: Outputs) -> None:

@@ -227,6 +227,14 @@ def test_a_cancelled_task_ends_its_request(engine):
     assert_all_free(engine)
 
 
+def test_a_closed_event_loop_does_not_hurt_the_engine(engine):
+    async def main():
+        await engine.agenerate_stream(SamplingParams(temperature=0, max_tokens=20), CAPITAL)
+
+    asyncio.run(main())  # ends at once, with the request still running
+    assert "Paris" in engine.generate(GREEDY, CAPITAL).decode_output
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
