@@ -156,8 +156,7 @@ def round_pairs(b: Builder, x: Value) -> Value:
     return b.bitcast(emit.round_to_bfloats(b, x), Pairs.llvm)
 
 
-@intrinsic
-def store_lanes(typingctx: Any, address: Any, x: Any, stride: Any) -> Any:
+def _store_lanes(typingctx: Any, address: Any, x: Any, stride: Any) -> Any:
     """Each 32-bit lane to its own place, `stride` bytes apart."""
 
     def codegen(context: Any, b: Builder, _: Any, args: Any) -> Value:
@@ -168,6 +167,9 @@ def store_lanes(typingctx: Any, address: Any, x: Any, stride: Any) -> Any:
         return context.get_dummy_value()
 
     return void(i64, x, i64), codegen
+
+
+store_lanes: Any = intrinsic(_store_lanes)
 
 
 def _scalar_access(kind: Any, llvm: Any) -> tuple[Any, Any]:
