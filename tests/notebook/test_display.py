@@ -60,7 +60,13 @@ class TextOf(html.parser.HTMLParser):
         self.seen += data
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), min_size=1))
+plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"))
+markup = st.sampled_from(
+    ["<b>", "</div>", "<script>alert(1)</script>", "&lt;", "&#60;", "<!--", '" onload="', "<![CDATA["]
+)
+
+
+@given(st.lists(plain | markup, min_size=1).map("".join).filter(bool))
 def test_streamed_text_is_escaped(text: str) -> None:
     page = TextOf()
     page.feed(Frame("3 tokens", [text]).bundle()["text/html"])
