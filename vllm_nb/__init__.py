@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from vllm_nb.api import Engine, EngineBuilder, Prompt
     from vllm_nb.client.completion import Completion
+    from vllm_nb.client.http import EngineClient
+    from vllm_nb.client.process import attach as connect
     from vllm_nb.client.process import list_engines, start, stop
     from vllm_nb.config import EngineConfig
     from vllm_nb.errors import (
@@ -34,6 +36,7 @@ __all__ = [
     "Completion",
     "Engine",
     "EngineBuilder",
+    "EngineClient",
     "EngineConfig",
     "EngineDeadError",
     "GenerationError",
@@ -49,6 +52,7 @@ __all__ = [
     "TextPart",
     "VllmNbError",
     "__version__",
+    "connect",
     "list_engines",
     "load_ipython_extension",
     "start",
@@ -59,7 +63,8 @@ __all__ = [
 _HOMES = {
     "vllm_nb.api": ("Engine", "EngineBuilder", "Prompt"),
     "vllm_nb.client.completion": ("Completion",),
-    "vllm_nb.client.process": ("list_engines", "start", "stop"),
+    "vllm_nb.client.http": ("EngineClient",),
+    "vllm_nb.client.process": ("connect", "list_engines", "start", "stop"),
     "vllm_nb.config": ("EngineConfig",),
     "vllm_nb.errors": (
         "EngineDeadError",
@@ -75,6 +80,7 @@ _HOMES = {
     "vllm_nb.weights.hub": ("ModelRepo",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+_NAMED_THERE = {"connect": "attach"}  # out of its module `attach` says too little
 
 
 def __getattr__(name: str) -> Any:
@@ -83,7 +89,7 @@ def __getattr__(name: str) -> Any:
 
         value: Any = version("vllm-nb")
     elif name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
+        value = getattr(import_module(_HOME[name]), _NAMED_THERE.get(name, name))
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value  # the next access doesn't come here
