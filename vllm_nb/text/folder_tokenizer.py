@@ -8,6 +8,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from vllm_nb.errors import ModelLoadError
 
+_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
 
 class FolderTokenizer(TypedDict):
     backend: Tokenizer
@@ -23,12 +26,11 @@ def read_folder(path: Path) -> FolderTokenizer:
     backend.no_padding()
     config = {**_read_json(path / "special_tokens_map.json"), **_read_json(path / "tokenizer_config.json")}
     _add_tokens(backend, config, path)
+    _mark_special(backend, config)
     bos_id, eos_id = (_token_id(backend, config.get(name)) for name in ("bos_token", "eos_token"))
-    prefix = _prefix(backend)
-    add_bos = config.get("add_bos_token")
-    if add_bos is not None:  # as in transformers, this goes before what tokenizer.json does
-        prefix = (bos_id,) if add_bos and bos_id is not None else ()
-    return {"backend": backend, "bos_id": bos_id, "eos_ids": () if eos_id is None else (eos_id,), "prefix": prefix}
+    eos_ids = () if eos_id is None else (eos_id,)
+    # add_bos_token of tokenizer_config.json says nothing beside a tokenizer.json: so it is in transformers 5.
+    return {"backend": backend, "bos_id": bos_id, "eos_ids": eos_ids, "prefix": _prefix(backend)}
 
 
 def _load(path: Path) -> Tokenizer:
@@ -62,24 +64,39 @@ def _add_tokens(backend: Tokenizer, config: dict[str, Any], path: Path) -> None:
     """What tokenizer_config.json adds to tokenizer.json, each token under the id it states."""
     listed = config.get("added_tokens_decoder") or {}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for token_id, fields in sorted((int(i), fields) for i, fields in listed.items()):
-        if fields["content"] in known:
+    try:
+        tokens = {int(i): AddedToken(**{name: of[name] for name in _FIELDS if name in of}) for i, of in listed.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelLoadError(f"{path / 'tokenizer_config.json'}: added_tokens_decoder is damaged: {error}") from error
+    for token_id, token in sorted(tokens.items()):
+        if token.content in known:
             continue
-        backend.add_tokens([AddedToken(**{name: fields[name] for name in _ADDED_FIELDS if name in fields})])
-        if (given := backend.token_to_id(fields["content"])) != token_id:
+        backend.add_tokens([token])
+        if (given := backend.token_to_id(token.content)) != token_id:
             raise ModelLoadError(
-                f"{path / 'tokenizer_config.json'} says that token {fields['content']!r} has id {token_id}, but with "
-                f"tokenizer.json it gets id {given}; the two files do not belong together"
+                f"{path / 'tokenizer_config.json'} says in added_tokens_decoder that token {token.content!r} has id "
+                f"{token_id}, but with tokenizer.json it gets id {given}; the two files do not belong together"
             )
 
 
-_ADDED_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+def _mark_special(backend: Tokenizer, config: dict[str, Any]) -> None:
+    """Tokens with a role are special, also where tokenizer.json does not say so."""
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    for role in _ROLES:
+        name = _name(config.get(role))
+        if name is not None and name not in special and backend.token_to_id(name) is not None:
+            backend.add_special_tokens([AddedToken(name, normalized=False, special=True)])
 
 
 def _token_id(backend: Tokenizer, token: Any) -> int | None:
+    name = _name(token)
+    return None if name is None else backend.token_to_id(name)
+
+
+def _name(token: Any) -> str | None:
     """Of a token given by name or as {"content": name}."""
     name = token.get("content") if isinstance(token, dict) else token
-    return None if name is None else backend.token_to_id(name)
+    return name if isinstance(name, str) else None
 
 
 def _prefix(backend: Tokenizer) -> tuple[int, ...]:
