@@ -42,7 +42,7 @@ RawTensor = QuantTensor | torch.Tensor
 
 
 def dequantize(raw: RawTensor) -> torch.Tensor:
-    """The tensor's values as float32 (exact for every format: a block's scale times a small integer, plus a minimum)."""
+    """The tensor's values as float32: exact for every format, a block's scale times a small integer, plus a minimum."""
     if isinstance(raw, torch.Tensor):
         return raw.float()
     from gguf import GGMLQuantizationType, quants  # 60 ms; only the reference path needs it

@@ -27,12 +27,11 @@ if TYPE_CHECKING:
         linear,
         rms_norm,
         rope_and_cache,
-        sample,
         silu_mul,
         softcap,
-        token_logprobs,
     )
     from vllm_nb.kernels.cpu.packing import Weight, pack
+    from vllm_nb.kernels.cpu.sampling import sample, token_logprobs
 
 _HOMES = {
     "backend": ("describe", "prepare", "select", "set_threads"),
@@ -40,9 +39,10 @@ _HOMES = {
     "kv": ("KVCache", "allocate_kv"),
     "ops": (
         "add_rms_norm", "attention", "embedding", "gather_rows", "gelu_tanh_mul", "linear", "rms_norm",
-        "rope_and_cache", "sample", "silu_mul", "softcap", "token_logprobs",
+        "rope_and_cache", "silu_mul", "softcap",
     ),
     "packing": ("Weight", "pack"),
+    "sampling": ("sample", "token_logprobs"),
 }  # fmt: skip
 
 __all__ = [

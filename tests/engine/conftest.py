@@ -99,7 +99,7 @@ def make_core(tiny_model) -> Callable[..., EngineCore]:
             prefill_chunk=chunk,
             max_prompt_logits=8,
         )
-        return EngineCore(scheduler, runner, Sampler(reference, max_num_seqs), events)
+        return EngineCore(scheduler, runner, Sampler(reference), events)
 
     return make
 

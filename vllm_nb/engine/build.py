@@ -81,7 +81,7 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         prefill_chunk=config.prefill_chunk,
         max_prompt_logits=PROMPT_LOGITS,
     )
-    return EngineCore(scheduler, runner, Sampler(placement.kernels, capacity.max_num_seqs), events)
+    return EngineCore(scheduler, runner, Sampler(placement.kernels), events)
 
 
 def plan_capacity(model: ModelConfig, config: EngineConfig, placement: Placement) -> Capacity:

@@ -13,6 +13,7 @@ import torch
 from vllm_nb.engine.batch import wants_prompt_logits
 from vllm_nb.engine.scheduler import Plan
 from vllm_nb.engine.sequence import Sequence
+from vllm_nb.sampling import SamplingParams
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -31,81 +32,63 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 class SamplingRows:
-    """Sampling parameters by row, as arrays that a step gathers from."""
+    """Sampling parameters of the sequences of a step, gathered once and kept as long as the same ones run."""
 
-    FIELDS = ("temperature", "top_k", "top_p", "min_p")
-
-    def __init__(self, max_num_seqs: int):
-        self.temperature = np.zeros(max_num_seqs, np.float32)
-        self.top_k = np.zeros(max_num_seqs, np.int32)
-        self.top_p = np.ones(max_num_seqs, np.float32)
-        self.min_p = np.zeros(max_num_seqs, np.float32)
-        self.seed = np.zeros(max_num_seqs, np.uint64)
-        self.adjusts = np.zeros(max_num_seqs, bool)  # bias, penalties or a minimum length
-        self.logprobs = np.full(max_num_seqs, -1, np.int32)  # alternatives asked for; -1: none, not even the token's
-
-    def admit(self, seq: Sequence) -> None:
-        params, row = seq.params, seq.row
-        for name in self.FIELDS:
-            getattr(self, name)[row] = getattr(params, name)
-        self.seed[row] = seq.seed % 2**64
-        self.logprobs[row] = -1 if params.logprobs is None else params.logprobs
-        penalised = params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty
-        self.adjusts[row] = bool(penalised or params.logit_bias or params.min_tokens)
+    def __init__(self, seqs: list[Sequence], device: torch.device):
+        params = [seq.params for seq in seqs]
+        self.seqs = seqs
+        self.seeds = np.array([seq.seed % 2**64 for seq in seqs], np.uint64)
+        self.greedy = all(p.temperature == 0 for p in params)
+        self.adjusted = [i for i, p in enumerate(params) if _adjusts(p)]
+        self.with_logprobs = [i for i, p in enumerate(params) if p.logprobs is not None]
+        self.uniform = torch.zeros(len(seqs), device=device)  # what greedy rows get
+        self.temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device)
+        self.top_k = torch.tensor([p.top_k for p in params], dtype=torch.int32, device=device)
+        self.top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device)
+        self.min_p = torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device)
 
 
 class Sampler:
     """kernels: a backend with `sample` and `token_logprobs`."""
 
-    def __init__(self, kernels: Any, max_num_seqs: int):
+    def __init__(self, kernels: Any):
         self._kernels = kernels
-        self._rows = SamplingRows(max_num_seqs)
+        self._rows = SamplingRows([], torch.device("cpu"))
 
     @torch.inference_mode()
     def __call__(self, logits: torch.Tensor, plan: Plan, logits_row: np.ndarray) -> "Samples":
         """logits [R, vocab]; logits_row [S]: where each sequence's next-token logits are. Alters `logits`."""
-        for seq in plan.admitted:
-            self._rows.admit(seq)
+        if self._rows.seqs != plan.seqs:
+            self._rows = SamplingRows(plan.seqs, logits.device)
         samples = Samples()
         if plan.prompt_logits:
             self._prompt_logprobs(logits, plan, logits_row, samples)
         if logits.shape[0] != len(plan.seqs):
             logits = logits[torch.from_numpy(logits_row).to(logits.device)]
-        row = np.array([seq.row for seq in plan.seqs], np.int32)
-        asked = self._asked(plan, row)
-        raw = logits[torch.from_numpy(asked)] if len(asked) else None  # before anything alters them
-        for i in np.flatnonzero(self._rows.adjusts[row]):
+        asked = _reaching_their_end(plan, self._rows.with_logprobs)
+        raw = logits[asked] if asked else None  # before anything alters them
+        for i in self._rows.adjusted:
             _adjust(logits[i], plan.seqs[i])
-        tokens = self._draw(logits, plan, row)
-        samples.tokens = tokens.tolist()
+        samples.tokens = self._draw(logits, plan).tolist()
         if raw is not None:
-            self._logprobs(raw, asked, row, tokens, samples)
+            self._logprobs(raw, asked, plan, samples)
         return samples
 
-    def _draw(self, logits: torch.Tensor, plan: Plan, row: np.ndarray) -> np.ndarray:
+    def _draw(self, logits: torch.Tensor, plan: Plan) -> torch.Tensor:
         rows = self._rows
-        positions = np.array([len(seq) for seq in plan.seqs], np.uint64)
-        uniform = uniforms(rows.seed[row], positions)
-        per_row = (rows.temperature[row], rows.top_k[row], rows.top_p[row], rows.min_p[row], uniform)
-        tensors = [torch.from_numpy(values).to(logits.device) for values in per_row]
-        return self._kernels.sample(logits, *tensors).cpu().numpy()
+        uniform = rows.uniform
+        if not rows.greedy:
+            positions = np.array([len(seq) for seq in plan.seqs], np.uint64)
+            uniform = torch.from_numpy(uniforms(rows.seeds, positions)).to(logits.device)
+        return self._kernels.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, uniform)
 
-    def _asked(self, plan: Plan, row: np.ndarray) -> np.ndarray:
-        """Which sequences want log-probabilities of the token they get in this step."""
-        asked = np.flatnonzero(self._rows.logprobs[row] >= 0)
-        ends = [i for i in asked if plan.seqs[i].num_computed + plan.num_tokens[i] == len(plan.seqs[i])]
-        return np.array(ends, np.int64)
-
-    def _logprobs(
-        self, raw: torch.Tensor, asked: np.ndarray, row: np.ndarray, tokens: np.ndarray, samples: "Samples"
-    ) -> None:
-        wanted = self._rows.logprobs[row[asked]]
-        chosen = torch.from_numpy(np.maximum(tokens[asked], 0)).to(raw.device)
-        result = self._kernels.token_logprobs(raw, chosen, int(wanted.max()))
+    def _logprobs(self, raw: torch.Tensor, asked: list[int], plan: Plan, samples: "Samples") -> None:
+        wanted = [plan.seqs[i].params.logprobs or 0 for i in asked]
+        chosen = torch.tensor([max(samples.tokens[i], 0) for i in asked], dtype=torch.int32, device=raw.device)
+        result = self._kernels.token_logprobs(raw, chosen, max(wanted))
         logprob, rank, top_ids, top_logprobs = (x.cpu().numpy() for x in result)
-        for j, i in enumerate(asked):
-            k = wanted[j]
-            samples.logprobs[int(i)] = (float(logprob[j]), int(rank[j]), top_ids[j, :k], top_logprobs[j, :k])
+        for j, (i, k) in enumerate(zip(asked, wanted, strict=True)):
+            samples.logprobs[i] = (float(logprob[j]), int(rank[j]), top_ids[j, :k], top_logprobs[j, :k])
 
     def _prompt_logprobs(self, logits: torch.Tensor, plan: Plan, logits_row: np.ndarray, samples: "Samples") -> None:
         """Position p's logits predict token p + 1, as far as that lies in the prompt."""
@@ -130,6 +113,16 @@ class Samples:
         self.tokens: list[int] = []
         self.logprobs: dict[int, tuple] = {}  # (logprob, rank, top ids, top logprobs)
         self.prompt_logprobs: dict[int, tuple[int, tuple]] = {}  # (first position, the same as arrays over positions)
+
+
+def _reaching_their_end(plan: Plan, among: list[int]) -> list[int]:
+    """Those that get a token in this step; the others have more of their prompt to come."""
+    return [i for i in among if plan.seqs[i].num_computed + plan.num_tokens[i] == len(plan.seqs[i])]
+
+
+def _adjusts(params: SamplingParams) -> bool:
+    penalised = params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty
+    return bool(penalised or params.logit_bias or params.min_tokens)
 
 
 def _adjust(logits: torch.Tensor, seq: Sequence) -> None:

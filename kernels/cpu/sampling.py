@@ -1,0 +1,95 @@
+"""Tokens and log-probabilities from logits, without a sort of the vocabulary."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm_nb.kernels.cpu import layout
+from vllm_nb.kernels.cpu.backend import state
+from vllm_nb.kernels.cpu.program import Program, contiguous, finish
+
+
+class SamplingCall:
+    """The program of `sample` over static memory: a step copies its parameters there instead of building a program."""
+
+    def __init__(self, max_rows: int, vocabulary: int):
+        self.max_rows = max_rows
+        self.team = state().team
+        self.team.reserve(layout.sampling_scratch_bytes(vocabulary))
+        # NumPy's: tensors made in inference mode could not be written outside of it
+        floats = (np.empty(max_rows, np.float32) for _ in range(4))
+        self.temperature, self.top_p, self.min_p, self.uniform = floats
+        self.top_k, self.tokens = (np.empty(max_rows, np.int32) for _ in range(2))
+        program = Program()
+        program.add(
+            "sample",
+            layout.NUM_TOKENS,
+            None,  # the logits: another address each time
+            vocabulary,
+            *map(torch.from_numpy, (self.temperature, self.top_k, self.top_p, self.min_p, self.uniform)),
+            greatest_of_chunks(max_rows, vocabulary),
+            torch.from_numpy(self.tokens),
+        )
+        self._program = program  # owns the memory
+        self._code = program.assembled()
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Tokens of logits [R, vocabulary], R at most max_rows."""
+        rows = logits.shape[0]
+        self._code[0, layout.ARGUMENTS_AT + 1] = logits.data_ptr()
+        self.team.run(self._code, rows, 1, rows)
+        return torch.from_numpy(self.tokens[:rows].copy())
+
+
+_calls: dict[int, SamplingCall] = {}  # by vocabulary
+
+
+def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
+    """One token for each row of logits [R, V], int32 [R]; see `kernels.reference.sample`."""
+    logits = contiguous(logits, torch.float32, "logits")
+    rows, vocabulary = logits.shape
+    call = _calls.get(vocabulary)
+    if call is None or call.max_rows < rows or call.team is not state().team:
+        call = _calls[vocabulary] = SamplingCall(max(64, rows), vocabulary)
+    call.temperature[:rows] = temperature.numpy()
+    call.top_k[:rows] = top_k.numpy()
+    call.top_p[:rows] = top_p.numpy()
+    call.min_p[:rows] = min_p.numpy()
+    call.uniform[:rows] = uniform.numpy()
+    return call(logits)
+
+
+def greatest_of_chunks(rows: int, vocabulary: int) -> Tensor:
+    """Memory for each chunk's greatest logit."""
+    return torch.empty(rows * -(-vocabulary // layout.LOGITS_CHUNK), 2, dtype=torch.int64)
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logprob [R], rank [R], top_ids [R, num_top], top_logprobs); see `kernels.reference.token_logprobs`."""
+    logits = contiguous(logits, torch.float32, "logits")
+    rows, vocabulary = logits.shape
+    num_top = min(num_top, vocabulary)
+    ids = token_ids.to(torch.int32).contiguous()
+    rank, top_ids = torch.empty(rows, dtype=torch.int32), torch.empty(rows, num_top, dtype=torch.int32)
+    top, greatest = torch.empty(rows, num_top), torch.empty(rows)
+    total = torch.empty(rows, dtype=torch.float64)
+    program = Program()
+    found = greatest_of_chunks(rows, vocabulary)
+    program.add(
+        "token_logprobs",
+        layout.NUM_TOKENS,
+        logits,
+        vocabulary,
+        ids,
+        num_top,
+        found,
+        rank,
+        top_ids,
+        top,
+        greatest,
+        total,
+    )
+    finish(program, rows)
+    shift = greatest + total.log().float()
+    chosen = logits.gather(1, ids.long().unsqueeze(1)).squeeze(1)
+    return chosen - shift, rank, top_ids, top - shift.unsqueeze(1)
