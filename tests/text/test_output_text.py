@@ -119,6 +119,12 @@ def test_half_a_stop_text_comes_at_the_end(smollm2):
     assert output.stopped is None
 
 
+def test_half_a_character_at_the_end_can_complete_a_stop_text(smollm2):
+    output = OutputText(smollm2, ("x�",))
+    assert output.push(smollm2.encode("abx") + smollm2.encode("\U0001fae8")[:1]) == "ab"
+    assert (output.finish(), output.stopped) == ("", "x�")
+
+
 def test_a_stop_text_before_min_tokens_is_text_and_is_shown_at_once(smollm2):
     ids = smollm2.encode(" one two one two")
     assert len(ids) == 4

@@ -28,7 +28,7 @@ from jinja2.visitor import NodeTransformer
 
 MAX_SOURCE = 256 * 1024  # characters; the longest templates in use have some 20,000
 MAX_WORK = 64 * 2**20  # characters printed or made, and the rest in characters' worth:
-_ROUND, _ITEM = 8, 16  # a loop's round or a call, an item of a list or dictionary
+_ROUND, _CALL, _ITEM = 8, 256, 16  # a loop's round, a call or filter, an item of a list or dictionary
 MAX_VALUE = 16 * 2**20  # one value, likewise
 MAX_SECONDS = 5.0
 _MAX_INT_BITS = 4096
@@ -176,7 +176,7 @@ def _check_power_or_product(operator: str, left: Any, right: Any) -> None:
 
 def _priced(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Charges a call, in advance for the methods of texts that make more than they are given. Returns the arguments."""
-    _spend(_ROUND)
+    _spend(_CALL)
     text, name = getattr(function, "__self__", None), getattr(function, "__name__", None)
     if isinstance(text, str) and args and isinstance(args[0], str):
         if name == "replace" and len(args) > 1:
@@ -216,7 +216,7 @@ _ADMIT, _CONCAT, _TICK = "#admit", "#concat", "#tick"  # no template can write t
 def _guard(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)  # keeps the marks of filters that want the environment or the context
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        _spend(_ROUND)
+        _spend(_CALL)
         return _charged(function(*args, **kwargs))
 
     return guarded
