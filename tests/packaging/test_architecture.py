@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"connection"},
     "notebook": {"client"},
     "bench": {"api", "engine", "client", "models", "weights", "text", "kernels"},
+    "doctor": {"client", "weights", "kernels"},
     "cli": {"api", "server", "client", "bench", "weights"},
 }
 
