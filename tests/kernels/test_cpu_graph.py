@@ -1,14 +1,11 @@
 """Captured forward passes of real models: equal to running op by op, and to themselves in any batch."""
 
-from pydoc_data.topics import topics
-
 import numpy as np
 import pytest
 import torch
 
 from vllm_nb.engine.batch import BatchBuffers
 from vllm_nb.kernels import cpu
-from vllm_nb.kernels.quant import dequantize
 from vllm_nb.models.registry import build
 from vllm_nb.weights.checkpoint import open_checkpoint
 
@@ -119,81 +116,3 @@ def test_activations_share_memory(smollm2):
 def test_weights_are_held_once(smollm2):
     file_bytes = smollm2.checkpoint.path.stat().st_size
     assert smollm2.model.weight_bytes < 1.02 * file_bytes
-
-
-def test_perplexity_is_that_of_int8_activations(smollm2):
-    """Within 0.5 % of the same int8 arithmetic written plainly, and within 1.5 % of dequantised float32."""
-    tokens = smollm2.checkpoint.load_tokenizer().encode(TEXT)[:TEXT_TOKENS]
-    windows = [tokens[first : first + WINDOW] for first in range(0, TEXT_TOKENS, WINDOW)]
-    plain = PlainLlama(smollm2.checkpoint)
-    ours = perplexity(windows, lambda window: logits_of_all(smollm2, window))
-    rounded = perplexity(windows, lambda window: plain.logits(window, rounded=True))
-    exact = perplexity(windows, lambda window: plain.logits(window, rounded=False))
-    assert ours == pytest.approx(rounded, rel=0.005)
-    assert ours == pytest.approx(exact, rel=0.015)
-
-
-# English prose that every Python has: its language reference
-TEXT = "\n".join(topics[name] for name in sorted(topics))[:40000]
-TEXT_TOKENS, WINDOW = 4096, 512
-
-
-def perplexity(windows, logits_of) -> float:
-    losses = [
-        torch.nn.functional.cross_entropy(logits_of(window)[:-1].float(), torch.tensor(window[1:]), reduction="none")
-        for window in windows
-    ]
-    return float(torch.cat(losses).mean().exp())
-
-
-class PlainLlama:
-    """A Llama on dequantised float32 weights; on request the inputs of each product are rounded to int8."""
-
-    def __init__(self, checkpoint):
-        self.config, self.weights = checkpoint.config, {n: dequantize(checkpoint.tensor(n)) for n in checkpoint.names()}
-
-    def logits(self, tokens, *, rounded):
-        c, w = self.config, self.weights
-
-        def product(x, name):
-            if rounded:
-                blocks = x.unflatten(-1, (-1, 32))
-                step = blocks.abs().amax(-1, keepdim=True) / 127
-                x = ((blocks / step.clamp(min=1e-30)).round() * step).flatten(-2)
-            return x @ w[name].T
-
-        def norm(x, name):
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + c.rms_norm_eps) * w[name]
-
-        def rotate(x):
-            half = c.head_dim // 2
-            angles = torch.outer(torch.arange(len(tokens)), c.rope.theta ** -(torch.arange(half) / half))[:, None]
-            first, second = x.split(half, -1)
-            cos, sin = angles.cos(), angles.sin()
-            return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-
-        x = w["model.embed_tokens.weight"][torch.tensor(tokens)]
-        for layer in (f"model.layers.{i}." for i in range(c.num_layers)):
-            h = norm(x, layer + "input_layernorm.weight")
-            q, k, v = (
-                product(h, f"{layer}self_attn.{n}_proj.weight").unflatten(-1, (-1, c.head_dim)) for n in ("q", "k", "v")
-            )
-            q, k, v = (t.transpose(0, 1) for t in (rotate(q), rotate(k), v))
-            attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            x = x + product(attended.transpose(0, 1).flatten(1), layer + "self_attn.o_proj.weight")
-            h = norm(x, layer + "post_attention_layernorm.weight")
-            gate, up = (product(h, f"{layer}mlp.{n}_proj.weight") for n in ("gate", "up"))
-            x = x + product(torch.nn.functional.silu(gate) * up, layer + "mlp.down_proj.weight")
-        return product(norm(x, "model.norm.weight"), "model.embed_tokens.weight")
-
-
-def logits_of_all(captured, tokens):
-    """Logits at every position, MAX_SEQS at a time."""
-    blocks = list(range(60, 60 + len(tokens) // BLOCK + 1))
-    rows = []
-    for first in range(0, len(tokens), MAX_SEQS):
-        now = tokens[first : first + MAX_SEQS]
-        captured.fill([(now, first, blocks)])
-        captured.buffers.arrays["logits_indices"][: len(now)] = np.arange(len(now))
-        rows.append(captured.graph.replay(len(now), 1, len(now)).clone())
-    return torch.cat(rows)
