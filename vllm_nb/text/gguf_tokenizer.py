@@ -93,16 +93,14 @@ class GgufVocabulary:
 
     def _sentencepiece_model(self) -> models.BPE:
         unknown = self._id("unknown_token_id")
-        pairs = self._cached_merges()
-        left, right = pairs.T.tolist()
-        token = self.tokens.__getitem__
-        rules = list(zip(map(token, left), map(token, right), strict=True))
+        left, right = np.array(self.tokens, object)[self._cached_merges().T].tolist()
+        rules = list(zip(left, right, strict=True))
         return self._bpe(
             rules, byte_fallback=True, fuse_unk=True, unk_token=None if unknown is None else self.tokens[unknown]
         )
 
     def _bpe(self, rules: list[tuple[str, str]], **options: Any) -> models.BPE:
-        vocabulary = {token: i for i, token in enumerate(self.tokens)}
+        vocabulary = dict(zip(self.tokens, range(len(self.tokens)), strict=True))
         if len(vocabulary) < len(self.tokens):
             twice = next(token for i, token in enumerate(self.tokens) if vocabulary[token] != i)
             raise ModelLoadError(f"the tokenizer's vocabulary has the token {twice!r} twice")

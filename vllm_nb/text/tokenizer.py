@@ -31,7 +31,7 @@ _BYTES = _byte_alphabet()
 
 
 class Tokenizer:
-    """A model's tokenizer. Nothing changes after construction, so threads may share it.
+    """A model's tokenizer. After construction only a cache of tokens' bytes fills, so threads may share it.
 
     vocab_size: one more than the highest id. bos_id: None if there is none; eos_ids: what the tokenizer's files name
     as ends. special_ids: tokens that are no text, such as <|im_end|>. adds_bos: whether encode(add_special=True)
@@ -52,9 +52,9 @@ class Tokenizer:
         # Three views of one model (vocabulary and merges are shared), because what is found in the text before merging
         # is the library's state, and changing it for one call would change it for all threads.
         self._parsing = backend
-        self._plain = _view(backend, special=True)
+        self._plain = _view(backend, added, special=True)
         self._plain.encode_special_tokens = True
-        self._shielded = _view(backend, special=False)
+        self._shielded = _view(backend, added, special=False)
         drop = normalizers.Replace(_BREAK, "")
         self._shielded.normalizer = normalizers.Sequence([drop, *([backend.normalizer] if backend.normalizer else [])])
 
@@ -151,10 +151,9 @@ class _Controls:
     def __init__(self, names: Iterable[str]):
         self._names = frozenset(names)
         self._by_start: dict[str, list[str]] = {}
-        for name in sorted(self._names):
+        for name in self._names:
             self._by_start.setdefault(name[0], []).append(name)
-        lengths = {start: sorted({len(name) for name in names}) for start, names in self._by_start.items()}
-        self._lengths = lengths
+        self._lengths = {start: {len(name) for name in names} for start, names in self._by_start.items()}
         self._starts = re.compile("[" + "".join(map(re.escape, self._by_start)) + "]")
         self._longest = max(map(len, self._names))
 
@@ -176,7 +175,7 @@ def _is_control(token: AddedToken) -> bool:
     return token.special or _LOOKS_LIKE_CONTROL.fullmatch(token.content) is not None
 
 
-def _view(backend: Backend, *, special: bool) -> Backend:
+def _view(backend: Backend, added: dict[int, AddedToken], *, special: bool) -> Backend:
     """The same model, with control tokens that are found in the text as it stands, before it is normalised.
 
     special: control tokens whose files do not call them special are special in this view.
@@ -187,8 +186,8 @@ def _view(backend: Backend, *, special: bool) -> Backend:
     if backend.pre_tokenizer is not None:
         view.pre_tokenizer = backend.pre_tokenizer
     tokens = []
-    for _, token in sorted(backend.get_added_tokens_decoder().items()):
-        if _is_control(token):
+    for _, token in sorted(added.items()):
+        if _is_control(token) and (token.normalized or token.special < special):
             token = AddedToken(
                 token.content,
                 single_word=token.single_word,
