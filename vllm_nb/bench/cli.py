@@ -1,4 +1,4 @@
-"""`vllm-nb bench`: quick (to compare engines), latency, throughput."""
+"""`vllm-nb bench`: quick (to compare engines), latency, throughput, kernels."""
 
 import argparse
 
@@ -8,6 +8,7 @@ EXAMPLES = """examples:
   vllm-nb bench quick smollm2 --json
   vllm-nb bench latency smollm2 --phases --batch 1 16
   vllm-nb bench throughput smollm2 --requests 64 --input 32 256 --output 16 128
+  vllm-nb bench kernels smollm2 --rows 1 4 16 --context 1024
 """
 
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_quick(benches.add_parser("quick", help="prefill, one stream, 16 streams: three numbers to compare engines by"))
     _add_latency(benches.add_parser("latency", help="time to first token and between tokens, by batch size"))
     _add_throughput(benches.add_parser("throughput", help="many requests at once: tokens a second and percentiles"))
+    _add_kernels(benches.add_parser("kernels", help="a step on the CPU: time by kernel, and what the machine allows"))
 
 
 def _add_quick(parser: argparse.ArgumentParser) -> None:
@@ -45,12 +47,33 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_throughput)
 
 
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument(
+        "--rows", type=_count, nargs="+", default=[1, 16], metavar="N", help="requests that decode at once"
+    )
+    parser.add_argument("--context", type=_count, default=64, metavar="TOKENS", help="of each of them (default 64)")
+    parser.add_argument("--prefill", type=_count, default=512, metavar="TOKENS", help="of one prompt (default 512)")
+    parser.add_argument("--repeats", type=_count, default=20, metavar="N", help="replays of each step (default 20)")
+    parser.set_defaults(handler=_kernels)
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: physical cores)")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, not {text!r}")
 
 
 def _quick(args: argparse.Namespace) -> int:
@@ -67,5 +90,11 @@ def _latency(args: argparse.Namespace) -> int:
 
 def _throughput(args: argparse.Namespace) -> int:
     from vllm_nb.bench.throughput import run
+
+    return run(args)
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.kernels import run
 
     return run(args)

@@ -1,0 +1,53 @@
+"""`vllm-nb bench kernels`: what its lines say agrees with the model's file and with itself."""
+
+import json
+
+import pytest
+
+from vllm_nb import cli
+
+OPTIONS = ["--rows", "1", "3", "--context", "40", "--prefill", "100", "--repeats", "2"]
+TOKENS = {"decode_1": 1, "decode_3": 3, "prefill_100": 100}
+
+
+def bench(capsys, *args):
+    """(machine, steps, shares) of the printed JSON lines"""
+    assert cli.main(["bench", "kernels", *args, *OPTIONS, "--json"]) == 0
+    machine, *rows = map(json.loads, capsys.readouterr().out.splitlines())
+    return machine, [row for row in rows if "step" in row], [row for row in rows if "kernel" in row]
+
+
+def test_a_model_with_packed_weights(smollm2_path, capsys):
+    machine, steps, shares = bench(capsys, str(smollm2_path))
+    assert machine["threads"] >= 1
+    assert machine["read_gb_per_second"] > 0
+    assert [step["step"] for step in steps] == list(TOKENS)
+    for step in steps:
+        assert set(step) == {
+            "step", "ms", "tokens_per_second", "read_mb", "memory_ms", "of_memory", "ops_ms", "of_ops",
+        }  # fmt: skip
+        assert step["tokens_per_second"] * step["ms"] == pytest.approx(1000 * TOKENS[step["step"]], rel=0.01)
+        assert step["memory_ms"] == pytest.approx(step["read_mb"] / machine["read_gb_per_second"], rel=0.02)
+        assert step["of_ops"] == pytest.approx(step["ops_ms"] / step["ms"], rel=0.02, abs=0.001)
+        assert sum(row[step["step"]] for row in shares) == pytest.approx(100, abs=0.2)
+    # the weights are those of the file, and a token's keys and values take 30 layers * 2 * 3 heads * 64 * 2 bytes
+    file_mb, token_mb = smollm2_path.stat().st_size / 1e6, 30 * 2 * 3 * 64 * 2 / 1e6
+    for step, tokens in zip(steps, (41, 3 * 42, 100), strict=True):
+        assert 0.95 * file_mb < step["read_mb"] - tokens * token_mb < 1.02 * file_mb
+    assert {"linear_q4_min", "attention_bf16"} <= {row["kernel"] for row in shares}
+
+
+def test_an_embedding_of_its_own_is_not_read(tiny_model_path, capsys):
+    """Only the tokens' rows of it are, but all of the head."""
+    _, steps, shares = bench(capsys, str(tiny_model_path), "--dtype", "float32")
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32
+    weights = 4 * (2 * layer + 260 * 32 + 32)
+    cache = 41 * 2 * 2 * 2 * 16 * 4  # tokens, keys and values, layers, heads, dimensions filled up to 16
+    assert steps[0]["read_mb"] == pytest.approx((weights + cache) / 1e6, rel=0.03)  # an embedding would add a quarter
+    assert {"linear_f32", "attention_f32"} <= {row["kernel"] for row in shares}
+
+
+def test_no_rows_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "kernels", "smollm2", "--rows", "0"])
+    assert "argument --rows: a whole number above 0 is needed, not '0'" in capsys.readouterr().err
