@@ -22,7 +22,7 @@ help: ## list the targets
 
 demo: $(APP_READY) ## install, then run notebooks/00_first_tokens.ipynb here in the terminal
 	@$(BIN)/python scripts/run_notebook.py notebooks/00_first_tokens.ipynb
-	@printf '\nTo run it yourself, in JupyterLab: make lab\n'
+	@printf '\nTo run it yourself, in JupyterLab: make lab\nThe engine stays until it is idle for 30 minutes; to end it now: $(BIN)/vllm-nb stop --all\n'
 
 lab: $(APP_READY) ## open that notebook in JupyterLab
 	@$(BIN)/jupyter-lab $(LABFLAGS) notebooks/00_first_tokens.ipynb

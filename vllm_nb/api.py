@@ -313,7 +313,7 @@ class Engine:
 
 def _defaults(checkpoint: Checkpoint) -> SamplingParams:
     """The model's advice, completed by values that change nothing."""
-    return SamplingParams(**{**NEUTRAL_DEFAULTS, **checkpoint.generation.sampling})  # type: ignore[arg-type]
+    return SamplingParams(**{**NEUTRAL_DEFAULTS, **checkpoint.generation.sampling})
 
 
 def _stats(core: EngineCore) -> dict[str, Any]:

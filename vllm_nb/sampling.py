@@ -73,7 +73,7 @@ class SamplingParams:
 
 # The fields a model's generation_config may set, with the value that changes nothing.
 _MODEL_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-NEUTRAL_DEFAULTS: dict[str, float] = dict(_MODEL_DEFAULTS)
+NEUTRAL_DEFAULTS: dict[str, Any] = dict(_MODEL_DEFAULTS)
 
 _WHOLE = 2**31 - 1
 _BOUNDS = (

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from vllm_nb.api import Engine, Prompt
+from vllm_nb.api import Conversation, Engine, Prompt
 from vllm_nb.bench.setup import TEXT, greedy, open_engine, show
 
 
@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _seconds(engine: Engine, prompts: list[list[int]], tokens: int) -> float:
     start = time.perf_counter()
-    outputs = engine.generate(greedy(tokens), [Prompt(token_ids=ids) for ids in prompts])
+    conversations: list[Conversation] = [Prompt(token_ids=ids) for ids in prompts]
+    outputs = engine.generate(greedy(tokens), conversations)
     seconds = time.perf_counter() - start
+    assert isinstance(outputs, list)
     assert all(len(output.token_ids) == tokens for output in outputs)
     return seconds

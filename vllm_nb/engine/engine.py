@@ -68,10 +68,10 @@ def _attach_logprobs(plan: Plan, samples: Samples, outputs: list[TokenOutput]) -
     by_sequence = {output.seq: output for output in outputs}
     for i, logprobs in samples.logprobs.items():
         by_sequence[plan.seqs[i]].logprobs = logprobs
-    for i, (start, logprobs) in samples.prompt_logprobs.items():
+    for i, (start, over_prompt) in samples.prompt_logprobs.items():
         seq = plan.seqs[i]
         if seq not in by_sequence:
             outputs.append(TokenOutput(seq, None))
         output = by_sequence.get(seq, outputs[-1])
-        output.prompt_start, output.prompt_logprobs = start, logprobs
+        output.prompt_start, output.prompt_logprobs = start, over_prompt
     return outputs

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vllm_nb.engine.batch import wants_prompt_logits
-from vllm_nb.engine.scheduler import Plan
+from vllm_nb.engine.scheduler import Logprobs, Plan, PromptLogprobs
 from vllm_nb.engine.sequence import Sequence
 from vllm_nb.sampling import SamplingParams
 
@@ -111,8 +111,8 @@ class Samples:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.logprobs: dict[int, tuple] = {}  # (logprob, rank, top ids, top logprobs)
-        self.prompt_logprobs: dict[int, tuple[int, tuple]] = {}  # (first position, the same as arrays over positions)
+        self.logprobs: dict[int, Logprobs] = {}
+        self.prompt_logprobs: dict[int, tuple[int, PromptLogprobs]] = {}  # with the first of the positions
 
 
 def _reaching_their_end(plan: Plan, among: list[int]) -> list[int]:
@@ -133,11 +133,12 @@ def _adjust(logits: torch.Tensor, seq: Sequence) -> None:
         logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
     if seq.output_len < params.min_tokens and seq.stop_ids:
         logits[torch.tensor(list(seq.stop_ids), device=logits.device)] = -torch.inf
-    if params.repetition_penalty != 1:
+    penalty = params.repetition_penalty or 1.0
+    if penalty != 1:
         seen = torch.from_numpy(np.unique(seq.tokens)).to(logits.device)
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if (params.frequency_penalty or params.presence_penalty) and seq.output_len:
-        ids, counts = np.unique(seq.tokens[seq.prompt_len :], return_counts=True)
+        used, counts = np.unique(seq.tokens[seq.prompt_len :], return_counts=True)
         amount = counts * params.frequency_penalty + params.presence_penalty
-        logits[torch.from_numpy(ids).to(logits.device)] -= torch.from_numpy(amount).to(logits)
+        logits[torch.from_numpy(used).to(logits.device)] -= torch.from_numpy(amount).to(logits)

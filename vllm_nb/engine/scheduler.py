@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+import numpy as np
+
 from vllm_nb.engine.block_manager import BlockManager
 from vllm_nb.engine.events import (
     EventLog,
@@ -26,6 +28,8 @@ from vllm_nb.engine.sequence import Sequence, Status
 
 _by_arrival = attrgetter("arrival")
 BAD_LOGITS = -1  # what the sampler gives for a row with NaN logits
+Logprobs = tuple[float, int, np.ndarray, np.ndarray]  # a token's log-probability and rank, the top ids and theirs
+PromptLogprobs = tuple[np.ndarray, ...]  # the same four as arrays over positions of the prompt
 
 
 @dataclass(slots=True)
@@ -55,8 +59,8 @@ class TokenOutput:
     finish_reason: str | None = None  # stop, length, abort, error
     stop_reason: int | None = None  # the stop token id that ended it
     error: str | None = None
-    logprobs: tuple | None = None  # (logprob, rank, top ids, top logprobs) of `token`
-    prompt_logprobs: tuple | None = None  # the same as arrays, for the prompt tokens that this step's chunk predicts
+    logprobs: Logprobs | None = None  # of `token`
+    prompt_logprobs: PromptLogprobs | None = None  # of the prompt tokens that this step's chunk predicts
     prompt_start: int = 0  # position of the first of them
 
 
