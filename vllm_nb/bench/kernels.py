@@ -117,12 +117,11 @@ def _take_step(core: EngineCore, size: int, tokens: int, decoding: bool) -> Step
 
 
 def _sequence(prompt: np.ndarray, number: int) -> Sequence:
-    params = SamplingParams(**{**NEUTRAL_DEFAULTS, "temperature": 0.0})
     return Sequence.new(
         prompt,
         request_id=f"bench-{number}",
         index=0,
-        params=params,
+        params=SamplingParams(**{**NEUTRAL_DEFAULTS, "temperature": 0.0}),
         seed=0,
         max_tokens=1 << 30,
         stop_ids=frozenset(),
