@@ -381,9 +381,8 @@ def test_the_default_model_answers(runtime):
 def test_reuse_is_quick_and_of_several_idle_timeouts_the_longest_counts(engine, tiny_model_path):
     for asked, counts in [(500, 1800), (2000, 2000), (None, None), (5, None)]:
         outcome = start(tiny_model_path, idle_timeout=asked, **SMALL)
-        assert isinstance(outcome, Reused)
-        assert outcome.info.pid == engine.info.pid
-        assert outcome.seconds < 0.3
+        assert (type(outcome), outcome.info.pid) == (Reused, engine.info.pid)
+        assert outcome.seconds < 1
         with outcome.client as client:
             assert client.health()["idle_timeout_s"] == counts
 
