@@ -165,7 +165,7 @@ class Engine:
         """Answer one conversation as an iterator of StreamItem, with `.cancel()`. Raises as `generate`."""
         sequences = self._sequences(params, self.encode(messages))
         stream = EngineStream(self._loop, self._response(sequences))
-        self._loop.submit(sequences, stream)
+        self._loop.submit(sequences, stream.channel)
         return stream
 
     async def agenerate_stream(self, params: SamplingParams | None, messages: Conversation) -> AsyncEngineStream:

@@ -35,7 +35,7 @@ class ChatMessage:
         if self.role not in ROLES:
             raise RequestError(f"unknown role {self.role!r} in a message; use one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
-            if not isinstance(self.content, Iterable):
+            if not isinstance(self.content, Iterable) or isinstance(self.content, Mapping | bytes):
                 raise RequestError(f"content of the {self.role} message must be text or parts, not {self.content!r}")
             object.__setattr__(self, "content", tuple(_part(part) for part in self.content))
 

@@ -1,6 +1,5 @@
 """How one request is sampled. Every bound is checked here, once, and nowhere else."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -15,7 +14,7 @@ MAX_LOGIT_BIAS = 1024
 def _check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
     kind = "a whole number" if whole else "a number"
     ok = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not ok or not math.isfinite(value) or not low <= value <= high:
+    if not ok or not low <= value <= high:  # NaN is in no range
         limits = f"from {low:g} to {high:g}" if high < 2**31 - 1 else f"of at least {low:g}"
         raise ValueError(f"{name} must be {kind} {limits}, not {value!r}")
 
@@ -120,7 +119,8 @@ def _checked_bias(bias: Mapping[int, float] | None) -> dict[int, float] | None:
         raise ValueError(f"logit_bias must hold at most {MAX_LOGIT_BIAS} tokens, not {len(bias)}")
     checked = {}
     for token_id, value in bias.items():
-        token_id = int(token_id) if isinstance(token_id, str) and token_id.isdecimal() else token_id  # JSON keys
+        if isinstance(token_id, str) and token_id.isdecimal() and len(token_id) < 11:  # a key of JSON
+            token_id = int(token_id)
         _check_number("logit_bias token id", token_id, 0, _WHOLE, whole=True)
         _check_number(f"logit_bias[{token_id}]", value, -100, 100)
         checked[token_id] = float(value)

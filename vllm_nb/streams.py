@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,15 +28,16 @@ def _check_alive(outputs: Outputs, loop: EngineLoop) -> list[TokenOutput]:
 class EngineStream:
     """Iterates over the items of one request as they are generated. `output` is the request so far.
 
-    Leaving it early (`cancel`, the end of its `with` block, an interrupt) ends the request in the engine.
+    Leaving it early (`cancel`, `break`, the end of its `with` block, an interrupt) ends the request in the engine: the
+    engine holds its channel, not the stream, so a stream that nobody holds is cancelled.
     """
 
     def __init__(self, loop: EngineLoop, response: Response):
         self._loop = loop
         self._response = response
-        self._queue: queue.SimpleQueue[Outputs] = queue.SimpleQueue()
+        self.channel: queue.SimpleQueue[Outputs] = queue.SimpleQueue()
         self._items: list[StreamItem] = []  # received, not yet handed out, last first
-        self.put = self._queue.put  # this is the request's channel
+        weakref.finalize(self, response.cancel)
 
     @property
     def request_id(self) -> str:
@@ -54,7 +56,7 @@ class EngineStream:
             while not self._items:
                 if self._response.finished:
                     raise StopIteration
-                self._items = self._response.receive(_check_alive(self._queue.get(), self._loop))[::-1]
+                self._items = self._response.receive(_check_alive(self.channel.get(), self._loop))[::-1]
         except KeyboardInterrupt:
             self.cancel()
             raise

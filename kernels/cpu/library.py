@@ -4,7 +4,10 @@ Numba is used only by the processes that compile; a warm start reads object file
 milliseconds.
 """
 
+import contextlib
 import hashlib
+import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -47,7 +50,18 @@ def _writable_root() -> Path:
         with tempfile.TemporaryFile(dir=root):
             return root
     except OSError:
-        return Path(tempfile.gettempdir(), "vllm_nb-cpu-kernels")
+        return _private_temporary()
+
+
+def _private_temporary() -> Path:
+    """A temporary folder that nobody else can put native code into: ours from before, or a new one."""
+    folder = Path(tempfile.gettempdir(), f"vllm_nb-cpu-kernels-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="vllm_nb-cpu-kernels-"))
 
 
 class Library:
@@ -126,7 +140,11 @@ def _follow_compiler(
     """Run one compiler process; it prints a line for each kernel done."""
     command = [sys.executable, "-m", f"{__package__}.native.build", isa.name, str(folder), *names]
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        except OSError as error:
+            failures.append(f"{command[0]}: {error}")
+            return
         assert process.stdout is not None
         for _ in process.stdout:
             report(1)

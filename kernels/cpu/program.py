@@ -4,6 +4,7 @@ An op outside a capture makes a program of its own and runs it at once. While a 
 to one program instead; their results live in a pool whose memory is reused as tensors are dropped.
 """
 
+import threading
 import weakref
 
 import numpy as np
@@ -110,22 +111,25 @@ class Capture(Program):
         self._free.setdefault(len(memory), []).append(memory)
 
 
-class _Current:
-    """The capture that ops append to, if there is one."""
+class _CurrentThread(threading.local):
+    """The capture that this thread's ops append to, if there is one: other threads may be running steps meanwhile."""
 
     capture: Capture | None = None
 
 
+_current = _CurrentThread()
+
+
 def current() -> Program:
     """Where an op's kernel calls go."""
-    return _Current.capture or Program()
+    return _current.capture or Program()
 
 
 def start_capture(capture: Capture | None) -> None:
     """Let ops append to `capture`; None: run at once again. RuntimeError for a capture within a capture."""
-    if capture is not None and _Current.capture is not None:
+    if capture is not None and _current.capture is not None:
         raise RuntimeError("kernels.cpu captures one forward pass at a time")
-    _Current.capture = capture
+    _current.capture = capture
 
 
 def finish(program: Program, tokens: int, seqs: int = 1) -> None:
@@ -140,7 +144,7 @@ def contiguous(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         raise TypeError(f"kernels.cpu expects {name} in {dtype}, not {x.dtype}")
     if x.is_contiguous():
         return x
-    if _Current.capture is not None:
+    if _current.capture is not None:
         raise RuntimeError(f"kernels.cpu cannot capture a pass in which {name} is not contiguous: {tuple(x.stride())}")
     return x.contiguous()
 

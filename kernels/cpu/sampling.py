@@ -1,5 +1,7 @@
 """Tokens and log-probabilities from logits, without a sort of the vocabulary."""
 
+import threading
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,35 +12,42 @@ from vllm_nb.kernels.cpu.program import Program, contiguous, finish
 
 
 class SamplingCall:
-    """The program of `sample` over static memory: a step copies its parameters there instead of building a program."""
+    """The program of `sample` over static memory: a step copies its parameters there instead of building a program.
+
+    Engines of one process may share it, so parameters go in and tokens come out under one lock.
+    """
 
     def __init__(self, max_rows: int, vocabulary: int):
         self.max_rows = max_rows
         self.team = state().team
+        self._lock = threading.Lock()
         self.team.reserve(layout.sampling_scratch_bytes(vocabulary))
         # NumPy's: tensors made in inference mode could not be written outside of it
-        floats = (np.empty(max_rows, np.float32) for _ in range(4))
-        self.temperature, self.top_p, self.min_p, self.uniform = floats
-        self.top_k, self.tokens = (np.empty(max_rows, np.int32) for _ in range(2))
+        kinds = (np.float32, np.int32, np.float32, np.float32, np.float32)
+        self._parameters = [np.empty(max_rows, kind) for kind in kinds]
+        self._tokens = np.empty(max_rows, np.int32)
         program = Program()
         program.add(
             "sample",
             layout.NUM_TOKENS,
             None,  # the logits: another address each time
             vocabulary,
-            *map(torch.from_numpy, (self.temperature, self.top_k, self.top_p, self.min_p, self.uniform)),
+            *map(torch.from_numpy, self._parameters),
             greatest_of_chunks(max_rows, vocabulary),
-            torch.from_numpy(self.tokens),
+            torch.from_numpy(self._tokens),
         )
         self._program = program  # owns the memory
         self._code = program.assembled()
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Tokens of logits [R, vocabulary], R at most max_rows."""
+    def __call__(self, logits: Tensor, *parameters: Tensor) -> Tensor:
+        """Tokens of logits [R, vocabulary], R at most max_rows; the parameters in the order of `sample`."""
         rows = logits.shape[0]
-        self._code[0, layout.ARGUMENTS_AT + 1] = logits.data_ptr()
-        self.team.run(self._code, rows, 1, rows)
-        return torch.from_numpy(self.tokens[:rows].copy())
+        with self._lock:
+            for own, given in zip(self._parameters, parameters, strict=True):
+                own[:rows] = given.numpy()
+            self._code[0, layout.ARGUMENTS_AT + 1] = logits.data_ptr()
+            self.team.run(self._code, rows, 1, rows)
+            return torch.from_numpy(self._tokens[:rows].copy())
 
 
 _calls: dict[int, SamplingCall] = {}  # by vocabulary
@@ -51,12 +60,7 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
     call = _calls.get(vocabulary)
     if call is None or call.max_rows < rows or call.team is not state().team:
         call = _calls[vocabulary] = SamplingCall(max(64, rows), vocabulary)
-    call.temperature[:rows] = temperature.numpy()
-    call.top_k[:rows] = top_k.numpy()
-    call.top_p[:rows] = top_p.numpy()
-    call.min_p[:rows] = min_p.numpy()
-    call.uniform[:rows] = uniform.numpy()
-    return call(logits)
+    return call(logits, temperature, top_k, top_p, min_p, uniform)
 
 
 def greatest_of_chunks(rows: int, vocabulary: int) -> Tensor:

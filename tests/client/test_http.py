@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_nb.client.http import EngineClient
+from vllm_nb.client.process import start
 from vllm_nb.client.stream import _events
 from vllm_nb.errors import EngineDeadError, QueueFullError, RequestError, VllmNbError
 from vllm_nb.messages import ChatMessage, TextPart
@@ -77,6 +78,18 @@ def test_a_text_is_continued_as_it_is(client):
         items = list(stream)
     assert stream.completion.usage.prompt_tokens == 3
     assert [entry.token_id for item in items for entry in item.logprobs or ()] == stream.completion.token_ids
+
+
+def test_half_a_character_is_refused(client):
+    with pytest.raises(RequestError, match="holds a lone surrogate, half a character"):
+        client.chat("a\ud83d")
+    assert client.chat("Hello", max_tokens=2).text is not None
+
+
+@pytest.mark.parametrize("seconds", [-5, float("inf"), float("nan")])
+def test_an_idle_timeout_has_to_be_a_time(seconds):
+    with pytest.raises(ValueError, match="idle_timeout must be a positive number of seconds, or None for never"):
+        start("smollm2", idle_timeout=seconds)
 
 
 def test_prompt_logprobs(client):

@@ -102,6 +102,23 @@ def test_cancel_frees_the_blocks_and_keeps_the_text(engine):
     assert_all_free(engine)
 
 
+def test_a_stream_left_by_break_ends_in_the_engine(engine):
+    for _ in engine.generate_stream(SamplingParams(temperature=0, ignore_eos=True), CAPITAL):
+        break
+    assert_all_free(engine)
+
+
+def test_engines_of_one_process_do_not_mix(smollm2_path):
+    builder = EngineBuilder(ModelRepo.model_file(str(smollm2_path))).with_config(num_kv_blocks=32, max_model_len=512)
+    warm = SamplingParams(temperature=1.5, seed=3, max_tokens=30, ignore_eos=True)
+    with builder.build() as one, builder.build() as other:
+        alone = one.generate(warm, CAPITAL).token_ids, other.generate(GREEDY, CAPITAL).token_ids
+        for _ in range(4):
+            streams = [one.generate_stream(warm, CAPITAL), other.generate_stream(GREEDY, CAPITAL)]
+            together = tuple([i for item in stream for i in item.token_ids] for stream in streams)
+            assert together == alone
+
+
 def test_abort_by_id_ends_a_queued_or_running_request(engine):
     stream = engine.generate_stream(SamplingParams(ignore_eos=True), LONG)
     engine.abort(stream.request_id)
@@ -242,6 +259,7 @@ def test_a_closed_event_loop_does_not_hurt_the_engine(engine):
         ([{"role": "wizard", "content": "Hi"}], r"unknown role 'wizard' in a message; use one of system"),
         ([{"role": "user"}], "a message lacks content"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "unknown message part"),
+        ([{"role": "user", "content": {"a": 1}}], "content of the user message must be text or parts"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x.png"}]}], "images need a vision model"),
         (Prompt(token_ids=[10**6]), r"token id 1000000 in the prompt is outside the vocabulary of 49,152"),
         (Prompt(token_ids=[]), "the prompt is empty"),
@@ -364,6 +382,5 @@ def test_close_ends_streams_and_frees_everything(smollm2_path):
     with pytest.raises(EngineDeadError, match="the engine is closed"):
         engine.generate(GREEDY, "Hi")
     assert not any(t.name == "vllm-nb-engine" and t is engine._loop._thread for t in threading.enumerate())
-    del engine, stream
     gc.collect()
-    assert core() is None
+    assert core() is None, "weights and cache outlive close()"

@@ -68,6 +68,7 @@ def test_zero_is_a_value() -> None:
         ("--top-p 0", "%%vllm: top_p must be a number from 1e-06 to 1, not 0.0"),
         ("--seed", "%%vllm: argument --seed: expected one argument"),
         ("-o 3x", "%%vllm: -o takes a variable name, not '3x'"),
+        ("-o class", "%%vllm: -o takes a variable name, not 'class'"),
         ("--raw --system x", "%%vllm: --system needs the chat template"),
         ("--system don't", "no closing quotation in: --system don't"),
         ("--system {{ persona }}", "{{ persona }}: 'persona' is not defined in this notebook"),

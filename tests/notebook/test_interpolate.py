@@ -73,6 +73,7 @@ def test_expressions(text: str, expected: str) -> None:
         ("one\ntwo {{ name", "{{ }} on line 2: a '{{' is never closed, in 'two {{ name'. "),
         ("{{ 1 + }}", "{{ }} on line 1: "),
         ("{{ rows.append(1) }}", "{{ }}: access to attribute 'append' of 'list' object is unsafe."),
+        ("{{ 1 / 0 }}", "an expression in {{ }} failed: ZeroDivisionError: division by zero"),
         ("{{ name.__class__ }}", "{{ }}: access to attribute '__class__' of 'str' object is unsafe."),
     ],
 )

@@ -156,6 +156,8 @@ class EngineClient:
             raise EngineDeadError(f"engine {self.name!r} at {self.url} does not answer") from None
         except httpx.TransportError as error:
             raise self.gone(error) from None
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the request holds a lone surrogate, half a character: {error.object[:40]!r}") from None
 
     def _call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float = _SHORT
@@ -170,8 +172,8 @@ class EngineClient:
     def gone(self, cause: Exception) -> EngineDeadError:
         """For a connection that was refused or broke."""
         return EngineDeadError(
-            f"engine {self.name!r} at {self.url} is not running any more ({cause}): start it again with `%vllm start` "
-            "or vllm_nb.start(); `%vllm ps` shows what runs"
+            f"engine {self.name!r} at {self.url} is not running any more ({cause}): start it again with `%vllm start`, "
+            "vllm_nb.start() or the same command; `%vllm ps` or `vllm-nb ps` shows what runs"
         )
 
     def error_of(self, response: "httpx.Response") -> VllmNbError:

@@ -6,6 +6,7 @@ if outcome.ok:
 """
 
 import difflib
+import math
 import os
 import re
 import signal
@@ -62,6 +63,8 @@ def start(
     loading, and the KeyboardInterrupt says so.
     """
     began = time.monotonic()
+    if idle_timeout is not None and not 0 < idle_timeout < math.inf:
+        raise ValueError(f"idle_timeout must be a positive number of seconds, or None for never, not {idle_timeout!r}")
     spec = EngineSpec.of(model, config)
     registry = Registry(runtime_dir())
     with start_lock(registry.folder):

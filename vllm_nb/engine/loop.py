@@ -145,3 +145,4 @@ class EngineLoop:
         for channel in set(self._channels.values()):
             channel.put(None)
         self._channels.clear()
+        del self._core  # weights and cache: whoever still holds the engine does not hold them

@@ -1,6 +1,7 @@
 """The flags of `%%vllm` and of each `%vllm` subcommand, and how a magic's line becomes words."""
 
 import argparse
+import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -131,7 +132,8 @@ def parse_cell(line: str, namespace: Mapping[str, Any]) -> CellOptions | None:
     options = cell_parser().parse(split(line, namespace))
     if options is None:
         return None
-    if options.output is not None and not options.output.isidentifier():
+    name = options.output
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise UsageError(f"%%vllm: -o takes a variable name, not {options.output!r}")
     if options.raw and options.system is not None:
         raise UsageError("%%vllm: --system needs the chat template, which --raw leaves out; drop one of them")

@@ -39,6 +39,8 @@ def interpolate(text: str, namespace: Mapping[str, Any]) -> str:
         raise UsageError(_missing_message(text, namespace, error.message or "")) from None
     except TemplateError as error:  # SecurityError: what the sandbox refuses
         raise UsageError(f"{{{{ }}}}: {error}") from None
+    except Exception as error:  # the expression's own
+        raise UsageError(f"an expression in {{{{ }}}} failed: {type(error).__name__}: {error}") from None
 
 
 def expressions(text: str) -> list[str]:

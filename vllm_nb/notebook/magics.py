@@ -162,6 +162,8 @@ class VllmMagics(Magics):
         if options is None:
             return
         path = self._engines.log_of(options.name).log_path
+        if options.lines < 1:
+            raise UsageError(f"%vllm logs: --lines takes a number of at least 1, not {options.lines}")
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         print("\n".join([*lines[-options.lines :], f"({path})"]))
 

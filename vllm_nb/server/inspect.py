@@ -17,7 +17,7 @@ class AbortRequest(BaseModel):
 
 
 class IdleTimeout(BaseModel):
-    seconds: float | None = Field(ge=0)
+    seconds: float | None = Field(ge=0, allow_inf_nan=False)
 
 
 def create_router(host: EngineHost, identity: dict[str, Any], stop: Callable[[], None]) -> APIRouter:
