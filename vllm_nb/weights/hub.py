@@ -167,7 +167,7 @@ def _download_from_hub(name: str, repo_id: str, gguf: str | None, tried: list[st
     from vllm_nb.weights import huggingface
 
     if not huggingface.installed():
-        tried.append("the hub: huggingface_hub is not installed (pip install 'vllm-nb[hub]')")
+        tried.append("the hub: huggingface_hub is not installed (pip install huggingface-hub)")
         raise _not_found(name, tried)
     tried.append(f"the hub's cache {huggingface.cache_folder()}: {repo_id} is not there, or not all of it")
     try:
