@@ -88,9 +88,9 @@ def test_it_ends_by_itself_when_idle_but_not_while_it_works(engine, serving):
     host = EngineHost.ready(engine)
     host.idle_timeout = 0.2
     with serving(host) as live, live.client() as client:
-        body = HELLO | {"max_tokens": 500, "ignore_eos": True}
+        body = HELLO | {"max_tokens": 500, "ignore_eos": True, "n": 16}
         answer = client.post("/v1/chat/completions", json=body).json()
-        assert answer["usage"]["completion_tokens"] == 500
+        assert answer["usage"]["completion_tokens"] == 16 * 500
         assert answer["timings"]["total_s"] > host.idle_timeout
         live.thread.join(30)
         assert not live.thread.is_alive()
