@@ -60,7 +60,7 @@ def _packages() -> Iterator[Finding]:
         try:
             yield Finding(package, version(package))
         except PackageNotFoundError:
-            extra = {"jupyterlab": "lab", "huggingface-hub": "hub"}.get(package)
+            extra = {"jupyterlab": "lab"}.get(package)
             advice = f"pip install 'vllm-nb[{extra}]'" if extra else f"pip install {package}"
             yield Finding(package, "not installed", advice)
 
