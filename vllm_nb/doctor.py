@@ -88,7 +88,7 @@ def _cpu_kernels() -> Iterator[Finding]:
     yield Finding("CPU kernels", f"{chosen['variant']}; possible here: {', '.join(chosen['available'])}")
     if chosen["rejected"]:
         names = ", ".join(chosen["rejected"])
-        yield Finding("CPU kernels", f"failed their self-test: {names}", "please report this, with the lines above")
+        yield Finding("self-test", f"failed by: {names}", "please report this, with the lines above")
     yield Finding("threads", f"{chosen['threads']}, OpenMP: {chosen['openmp']}", _openmp_advice(chosen["openmp"]))
     yield Finding("compiled kernels", str(chosen["cache"]))
 
