@@ -2,6 +2,7 @@
 
 from importlib import import_module
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -189,7 +190,6 @@ def test_rope_and_cache(dtype, rotary_dim, normed):
 
 
 def test_allocated_cache_costs_no_memory_until_used():
-    psutil = pytest.importorskip("psutil")
     before = psutil.Process().memory_info().rss
     kv = reference.allocate_kv(4096, BLOCK, 8, 128, torch.float32, CPU)
     assert kv.nbytes == 2 * 4096 * BLOCK * 8 * 128 * 4
