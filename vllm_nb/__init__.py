@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vllm_nb.api import Engine, EngineBuilder, Prompt
     from vllm_nb.client.completion import Completion
+    from vllm_nb.client.conversation import Conversation
     from vllm_nb.client.http import EngineClient
     from vllm_nb.client.process import attach as connect
     from vllm_nb.client.process import list_engines, start, stop
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChatMessage",
     "Completion",
+    "Conversation",
     "Engine",
     "EngineBuilder",
     "EngineClient",
@@ -63,6 +65,7 @@ __all__ = [
 _HOMES = {
     "vllm_nb.api": ("Engine", "EngineBuilder", "Prompt"),
     "vllm_nb.client.completion": ("Completion",),
+    "vllm_nb.client.conversation": ("Conversation",),
     "vllm_nb.client.http": ("EngineClient",),
     "vllm_nb.client.process": ("connect", "list_engines", "start", "stop"),
     "vllm_nb.config": ("EngineConfig",),
