@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 
-from vllm_nb.notebook import arguments
-from vllm_nb.notebook.arguments import CellOptions, parse_cell, split, start_parser, start_settings
+from vllm_nb.notebook.arguments import CellOptions, parse_cell
+from vllm_nb.notebook.parser import split
 
 PLAIN = CellOptions(sampling={}, system=None, raw=False, stream=True, engine=None, output=None)
 
@@ -85,35 +85,3 @@ def test_mistakes(line: str, message: str) -> None:
 def test_an_interpolated_value_is_one_word_whatever_it_holds(first: str, second: str) -> None:
     words = split("--system {{ first }} -o x --stop 'a{{ second }}b'", {"first": first, "second": second})
     assert words == ["--system", first, "-o", "x", "--stop", f"a{second}b"]
-
-
-@pytest.mark.parametrize(
-    "parser", ["cell_parser", "start_parser", "stop_parser", "use_parser", "ps_parser", "logs_parser"]
-)
-@pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_is_printed_and_nothing_else_happens(parser: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert getattr(arguments, parser)().parse([flag]) is None
-    page = capsys.readouterr().out
-    assert page.startswith("usage: %")
-    assert "show this and do nothing" in page
-
-
-def test_start_settings() -> None:
-    options = start_parser().parse(split("org/model --name lab --dtype float32 --threads 2 --no-prefix-cache", {}))
-    assert options is not None
-    assert (options.model, options.name) == ("org/model", "lab")
-    assert start_settings(options) == {"name": "lab", "dtype": "float32", "threads": 2, "prefix_cache": False}
-
-
-def test_start_without_arguments_is_the_default_model() -> None:
-    options = start_parser().parse([])
-    assert options is not None
-    assert options.model == "smollm2"
-    assert start_settings(options) == {}
-
-
-def test_start_checks_settings_before_any_process_starts() -> None:
-    options = start_parser().parse(["--kv-fraction", "3"])
-    assert options is not None
-    with pytest.raises(UsageError, match=r"%vllm start: kv_fraction must be a number from 0\.01 to 0\.95, not 3\.0"):
-        start_settings(options)

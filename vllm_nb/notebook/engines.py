@@ -9,9 +9,9 @@ from IPython.core.error import UsageError
 from vllm_nb.client import process
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.outcomes import Failed, Outcome, Reused, TimedOut
+from vllm_nb.client.process import DEFAULT_MODEL
 from vllm_nb.client.registry import EngineInfo
 from vllm_nb.errors import EngineDeadError
-from vllm_nb.notebook.arguments import DEFAULT_MODEL
 from vllm_nb.notebook.display import Table, View
 from vllm_nb.notebook.failures import EngineFailure, Interrupted, told_to_the_user
 from vllm_nb.progress import Report

@@ -1,0 +1,74 @@
+"""The subcommands of `%vllm` as data. To add one: a line in COMMANDS, and an Action in a module of this folder."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from IPython.core.error import UsageError
+
+from vllm_nb.notebook.interpolate import did_you_mean
+from vllm_nb.notebook.parser import Parser
+from vllm_nb.notebook.session import Session
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a subcommand is: its description, the arguments it adds to a parser, and what it does with them.
+
+    What `run` returns is the magic's value, which the notebook shows.
+    """
+
+    description: str
+    arguments: Callable[[Parser], None]
+    run: Callable[[Session, argparse.Namespace], Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of the overview, and where the Action is: it is imported when the subcommand is used."""
+
+    usage: str  # after the name: "[NAME]"
+    summary: str
+    target: str  # "module:NAME", the module in this folder
+
+    @property
+    def action(self) -> Action:
+        module, _, name = self.target.partition(":")
+        action = getattr(import_module(f"{__name__}.{module}"), name)
+        assert isinstance(action, Action)
+        return action
+
+
+COMMANDS = {
+    "start": Command("[MODEL]", "start an engine, or reuse the one that runs", "lifecycle:START"),
+    "ps": Command("", "the engines that run", "lifecycle:PS"),
+    "use": Command("NAME", "which of them %%vllm talks to in this notebook", "lifecycle:USE"),
+    "stop": Command("[NAME]", "end an engine", "lifecycle:STOP"),
+    "logs": Command("[NAME]", "the end of an engine's log", "logs:LOGS"),
+}
+
+
+def command_parser(prog: str, action: Action) -> Parser:
+    """prog: the magic and the subcommand, as people write them."""
+    parser = Parser(prog, action.description)
+    action.arguments(parser)
+    return parser
+
+
+def run(session: Session, words: list[str], *, magic: str = "%vllm", commands: Mapping[str, Command] = COMMANDS) -> Any:
+    """Do what a line asks for: its first word is one of `commands`. Raises UsageError for a mistake in the words."""
+    name, *rest = words
+    if name not in commands:
+        raise UsageError(f"{magic}: unknown subcommand {name!r}{did_you_mean(name, commands)}; {magic} lists them")
+    action = commands[name].action
+    options = command_parser(f"{magic} {name}", action).parse(rest)
+    return None if options is None else action.run(session, options)
+
+
+def overview(magic: str = "%vllm", commands: Mapping[str, Command] = COMMANDS) -> str:
+    """A line for each subcommand."""
+    usages = {f"{magic} {name} {command.usage}".rstrip(): command.summary for name, command in commands.items()}
+    width = max(map(len, usages)) + 2
+    return "".join(f"{usage:<{width}}{summary}\n" for usage, summary in usages.items())

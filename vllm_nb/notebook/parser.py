@@ -1,0 +1,64 @@
+"""How a magic's line becomes words, and words become options: argparse, with mistakes told the way a notebook does."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import MagicArgumentParser
+from IPython.utils.process import arg_split  # type: ignore[attr-defined]
+
+from vllm_nb.notebook.interpolate import did_you_mean, expressions, interpolate
+
+
+class Parser(MagicArgumentParser):
+    """argparse for a magic: exact flags, mistakes as UsageError with the nearest valid name."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None, stray: str | None = None):
+        plain = argparse.RawDescriptionHelpFormatter  # IPython's default is written for reStructuredText
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=plain)
+        self._help = f"{prog.replace('%%', '%')} -h"  # a cell magic without a cell is refused by IPython
+        self._stray = stray or f"{self._help} shows what it takes"  # said of a word that belongs nowhere
+        self.allow_abbrev = False  # an abbreviation that works today is ambiguous after the next new flag
+        self.add_argument("-h", "--help", action="store_true", help="show this and do nothing")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+    def parse(self, words: list[str]) -> argparse.Namespace | None:
+        """The options; None when help was asked for, and printed."""
+        if "-h" in words or "--help" in words:
+            print(self.format_help())
+            return None
+        options, unknown = self.parse_known_args(words)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return options
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"unexpected {word!r}; {self._stray}"
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        flag = word.partition("=")[0]
+        return f"unknown flag {flag}{did_you_mean(flag, flags)}; {self._help} shows them all"
+
+
+def split(line: str, namespace: Mapping[str, Any]) -> list[str]:
+    """The words of a magic's line, quotes taken off and `{{ expr }}` replaced; a value stays one word."""
+    found = expressions(line)
+    for number, expression in enumerate(found):
+        line = line.replace(expression, _placeholder(number), 1)
+    try:
+        words = arg_split(line, posix=True)
+    except ValueError as error:  # "No closing quotation"
+        raise UsageError(
+            f"{str(error).lower()} in: {line}; quote a text that holds a quote, or use {{{{ }}}}"
+        ) from None
+    for number, expression in enumerate(found):
+        value = interpolate(expression, namespace)
+        words = [word.replace(_placeholder(number), value) for word in words]
+    return words
+
+
+def _placeholder(number: int) -> str:
+    return f"\ue000{number}\ue001"  # private use characters: nothing a prompt holds, nothing that a shell splits
