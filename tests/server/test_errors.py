@@ -74,8 +74,11 @@ def test_a_bad_chat_is_a_400_that_names_the_field(tiny, change, param, message, 
         ({"prompt": [1, "a"]}, "prompt: "),
         ({"prompt": [-1]}, "outside the vocabulary"),
         ({"prompt": [[1], [10**9]]}, "outside the vocabulary"),
-        ({"prompt": "x", "echo": True}, "echo is not supported yet"),
-        ({"prompt": "x", "best_of": 3}, "best_of is not supported yet"),
+        ({"prompt": "x", "suffix": "y"}, "suffix is not supported: the models here continue a text"),
+        ({"prompt": "x", "best_of": 2, "n": 3}, "best_of must be at least n (3), not 2"),
+        ({"prompt": "x", "best_of": 2, "stream": True}, "best_of above n cannot be streamed"),
+        ({"prompt": "x", "best_of": 129}, "best_of: Input should be less than or equal to 128"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens must be"),
         ({"prompt": "x", "logprobs": True}, "logprobs: Input should be a valid integer"),
     ],
     ids=lambda value: str(value)[:40],
@@ -113,6 +116,14 @@ def test_unknown_places_and_methods(tiny):
         assert client.get("/v1/chat/completions").status_code == 405
         assert client.get("/docs").status_code == 404
         assert client.get("/openapi.json").status_code == 200
+
+
+def test_errors_have_the_shape_of_their_dialect(tiny):
+    with tiny.client() as client:
+        for headers, kind in [({}, "not_found_error"), ({"Authorization": "Bearer no"}, "authentication_error")]:
+            error = client.get("/v1/messages/nowhere", headers=headers).json()
+            assert (error["type"], error["error"]["type"]) == ("error", kind)
+            assert error["error"]["message"]
 
 
 def test_another_models_name(tiny):

@@ -66,7 +66,8 @@ class EngineClient:
 
     def stream_text(self, prompt: str, **params: Any) -> ChatStream:
         """As `stream`, but the model continues `prompt` as it is, without the chat template."""
-        return ChatStream(self, "/v1/completions", self._body(params) | {"prompt": prompt})
+        body = {"prompt": prompt, "max_tokens": None}  # else OpenAI's 16
+        return ChatStream(self, "/v1/completions", body | self._body(params))
 
     def _body(self, params: dict[str, Any]) -> dict[str, Any]:
         """What both kinds of request say."""

@@ -1,15 +1,17 @@
-"""Every failure in OpenAI's error shape: {"error": {"message", "type", "param", "code"}}."""
+"""Every failure as its dialect has it: OpenAI's {"error": {"message", "type", "param", "code"}}, or Anthropic's."""
 
 import json
 import logging
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from vllm_nb.errors import EngineDeadError, QueueFullError, RequestError, VllmNbError
 
@@ -23,16 +25,41 @@ class ApiError(VllmNbError):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-    def response(self) -> JSONResponse:
+    def response(self, path: str = "") -> JSONResponse:
+        """In the shape of the dialect that `path` belongs to."""
         headers = {"Retry-After": str(math.ceil(self.retry_after))} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, self.status, headers)
+        return JSONResponse(shape_of(path)(self), self.status, headers)
+
+
+Shape = Callable[[ApiError], dict[str, Any]]
+
+
+def openai_shape(error: ApiError) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def anthropic_shape(error: ApiError) -> dict[str, Any]:
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_SHAPES: dict[str, Shape] = {"/v1/messages": anthropic_shape}  # by the beginning of the path
+
+
+def shape_of(path: str) -> Shape:
+    """How errors are written on the routes below `path`."""
+    return next((shape for beginning, shape in _SHAPES.items() if path.startswith(beginning)), openai_shape)
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -79,21 +106,32 @@ _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}
 def add_error_handlers(app: FastAPI) -> None:
     """Answer with the OpenAI shape whatever goes wrong in a route or before it."""
 
-    async def validation(_: Request, error: Exception) -> JSONResponse:
+    async def validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _validation_error(error).response()
+        return _validation_error(error).response(path_of(request.scope))
 
-    async def any_other(_: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+    async def any_other(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response(path_of(request.scope))
 
     app.add_exception_handler(RequestValidationError, validation)
     for kind in (HTTPException, VllmNbError, Exception):  # uvicorn logs what is handled as Exception
         app.add_exception_handler(kind, any_other)
 
 
-def error_event(error: BaseException) -> bytes:
-    """The last event of a stream that failed: its status line has long been sent."""
+def path_of(scope: Scope) -> str:
+    """The path of a request as the routes have it, without a proxy's prefix."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def streamed_error(error: BaseException) -> ApiError:
+    """What the last event of a stream that failed tells: its status line has long been sent."""
     told = as_api_error(error)
     if told.code == "internal_error":
         logger.error("unexpected error in a stream", exc_info=error)
-    return b"data: " + json.dumps(told.body, separators=(",", ":")).encode() + b"\n\n"
+    return told
+
+
+def error_event(error: BaseException) -> bytes:
+    """OpenAI's last event of a stream that failed."""
+    body = json.dumps(openai_shape(streamed_error(error)), separators=(",", ":"))
+    return b"data: " + body.encode() + b"\n\n"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
-_LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
 
 
 def event(body: dict[str, Any]) -> bytes:
@@ -21,7 +21,7 @@ def event(body: dict[str, Any]) -> bytes:
     return f"data: {to_json(body)}\n\n".encode()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Format:
     """How one request's answer is written; `n` choices a prompt. Subclasses give the two dialects of a choice."""
 
@@ -31,6 +31,7 @@ class Format:
     n: int = 1
     include_usage: bool = False
     with_ids: bool = False
+    with_prompt_logprobs: bool = True  # where the engine gives them
     created: int = field(default_factory=lambda: int(time.time()))
     _sent: dict[int, int] = field(default_factory=dict, init=False)  # characters of each choice that has begun
 
@@ -42,7 +43,7 @@ class Format:
         found = []
         for item in items:
             extras: dict[str, Any] = {"usage": None} if self.include_usage else {}
-            if item.prompt_logprobs is not None:
+            if self.with_prompt_logprobs and item.prompt_logprobs is not None:
                 extras["prompt_logprobs"] = self._prompt_logprobs(item.prompt_logprobs)
             for choice in self._pieces(prompt * self.n + item.index, item):
                 found.append(self._head(self.chunk_kind) | {"choices": [choice]} | extras)
@@ -66,7 +67,7 @@ class Format:
         body = self._head(self.kind) | {"choices": choices, "usage": usage_dict(usage)}
         if self.with_ids:
             body["prompt_token_ids"] = outputs[0].prompt_token_ids
-        if outputs[0].prompt_logprobs is not None:
+        if self.with_prompt_logprobs and outputs[0].prompt_logprobs is not None:
             body["prompt_logprobs"] = self._prompt_logprobs(outputs[0].prompt_logprobs)
         return body | {"timings": timings_dict(timings, usage)}
 
@@ -87,7 +88,7 @@ class Format:
 
     def _logprob(self, entry: TokenLogprob) -> dict[str, Any]:
         data = self.tokenizer.token_bytes(entry.token_id) or entry.text.encode()
-        body = {"token": entry.text, "logprob": max(entry.logprob, _LOWEST_LOGPROB), "bytes": list(data)}
+        body = {"token": entry.text, "logprob": max(entry.logprob, LOWEST_LOGPROB), "bytes": list(data)}
         return body | {"token_id": entry.token_id, "rank": entry.rank} if self.with_ids else body
 
     def _with_top(self, entry: TokenLogprob) -> dict[str, Any]:
@@ -124,40 +125,6 @@ class ChatFormat(Format):
 
     def _logprobs(self, entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
         return None if entries is None else {"content": [self._with_top(entry) for entry in entries], "refusal": None}
-
-
-class TextFormat(Format):
-    kind = chunk_kind = "text_completion"
-
-    def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
-        says_something = item.text or item.token_ids or item.finish_reason or item.prompt_logprobs
-        return [self._choice(index, item)] if says_something else []
-
-    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        return self._choice(index, choice)
-
-    def _choice(self, index: int, part: StreamItem | Choice) -> dict[str, Any]:
-        start = self._sent.get(index, 0)
-        self._sent[index] = start + len(part.text)
-        body = {"index": index, "text": part.text, "logprobs": self._logprobs(part.logprobs, start)}
-        return body | self._ending(part) | self._ids(part)
-
-    def _logprobs(self, entries: Sequence[TokenLogprob] | None, start: int) -> dict[str, Any] | None:
-        """The older shape: parallel lists, the chosen token among the alternatives."""
-        if entries is None:
-            return None
-        offsets, position = [], start
-        for entry in entries:
-            offsets.append(position)
-            position += len(entry.text)
-        return {
-            "tokens": [entry.text for entry in entries],
-            "token_logprobs": [max(entry.logprob, _LOWEST_LOGPROB) for entry in entries],
-            "top_logprobs": [
-                {other.text: max(other.logprob, _LOWEST_LOGPROB) for other in (*entry.top, entry)} for entry in entries
-            ],
-            "text_offset": offsets,
-        }
 
 
 def totals(outputs: Sequence[GenerationOutput]) -> tuple[Usage, Timings]:

@@ -4,7 +4,7 @@ Unknown fields are ignored, as OpenAI does, but fields that would change the ans
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,7 +13,6 @@ from vllm_nb.sampling import MAX_LOGPROBS, SamplingParams
 from vllm_nb.server.errors import ApiError
 
 MAX_MESSAGES = 10_000
-MAX_PROMPTS = 256
 
 TokenIds = list[int]
 
@@ -68,25 +67,29 @@ class GenerateRequest(BaseModel):
         for name, neutral in self.unsupported.items():
             if getattr(self, name) not in neutral:
                 raise ApiError(400, f"{name} is not supported yet: leave it out", "unsupported_parameter", param=name)
-        values = {name: getattr(self, name) for name in _PASSED_ON}
-        values |= {"logprobs": self._logprobs(), "max_tokens": self._max_tokens()}
+        given = {name: value for name, value in self._values().items() if value is not None}
         try:
-            return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+            return SamplingParams(**given)
         except ValueError as error:
             raise RequestError(str(error)) from None
+
+    def _values(self) -> dict[str, Any]:
+        """Fields of SamplingParams; None for not given."""
+        values = {name: getattr(self, name) for name in _PASSED_ON}
+        return values | {"logprobs": self._logprobs(), "max_tokens": self._max_tokens()}
 
 
 _PASSED_ON = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"),
     *("seed", "logit_bias", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "prompt_logprobs"),
 )
-_FREE_TEXT: dict[str, tuple[Any, ...]] = {"response_format": (None, {"type": "text"}), "structured_outputs": (None, {})}
+FREE_TEXT: dict[str, tuple[Any, ...]] = {"response_format": (None, {"type": "text"}), "structured_outputs": (None, {})}
 
 
 class ChatRequest(GenerateRequest):
     """POST /v1/chat/completions."""
 
-    unsupported = {**_FREE_TEXT, "tools": (None, []), "functions": (None, []), "modalities": (None, ["text"])}
+    unsupported = {**FREE_TEXT, "tools": (None, []), "functions": (None, []), "modalities": (None, ["text"])}
 
     messages: list[dict[str, Any]] = Field(max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -103,30 +106,3 @@ class ChatRequest(GenerateRequest):
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
-
-
-class CompletionRequest(GenerateRequest):
-    """POST /v1/completions."""
-
-    unsupported = {**_FREE_TEXT, "suffix": (None, ""), "echo": (None, False), "best_of": (None, 1)}
-
-    prompt: str | TokenIds | Annotated[list[str], Field(max_length=MAX_PROMPTS)] | list[TokenIds]
-    logprobs: int | None = None
-    suffix: str | None = None
-    echo: bool | None = None
-    best_of: int | None = None
-
-    def _logprobs(self) -> int | None:
-        return self.logprobs
-
-    def prompts(self) -> list[str | TokenIds]:
-        """One entry a prompt."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        prompts = [entry for entry in prompt if not isinstance(entry, int)]
-        if prompt and not prompts:
-            return [[entry for entry in prompt if isinstance(entry, int)]]
-        if not 1 <= len(prompts) <= MAX_PROMPTS:
-            raise RequestError(f"prompt must hold 1 to {MAX_PROMPTS} prompts, not {len(prompts)}")
-        return [*prompts]

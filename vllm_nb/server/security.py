@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_nb.server.errors import ApiError
+from vllm_nb.server.errors import ApiError, path_of
 
 MAX_BODY = 32 * 2**20  # bytes
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -77,7 +77,7 @@ class SecurityMiddleware:
             try:
                 self.policy.check(Headers(scope=scope))
             except ApiError as error:
-                await error.response()(scope, receive, send)
+                await error.response(path_of(scope))(scope, receive, send)
                 return
             receive = self._limited(receive)
         elif scope["type"] == "websocket":

@@ -1,7 +1,7 @@
 """Answers that live as long as their client: server-sent events, and whole answers whose work ends with a hang-up."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractContextManager, aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,18 +48,28 @@ async def _hangup(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events; each chunk of `events` is one write, and may hold several events.
 
-    An error ends the stream with an error event. When the client leaves, the generator is cancelled where it waits.
-    `lifetime` is entered for as long as the answer takes, even if the client has left before it begins. The request's
-    id is in a header, so that a client can abort what has not yet brought a token.
+    An error ends the stream with `error_event` of it, and `end` always follows. When the client leaves, the generator
+    is cancelled where it waits. `lifetime` is entered for as long as the answer takes, even if the client has left
+    before it begins. The request's id is in a header, so that a client can abort what has not yet brought a token.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], request_id: str, lifetime: AbstractContextManager[None]):
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        request_id: str,
+        lifetime: AbstractContextManager[None],
+        *,
+        error_event: Callable[[BaseException], bytes] = error_event,
+        end: bytes = DONE,
+    ):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", REQUEST_ID: request_id})
         del self.headers["content-length"]
         self._events = events
         self._lifetime = lifetime
+        self._error_event = error_event
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._lifetime, suppress(ClientLeft):
@@ -72,8 +82,8 @@ class EventStream(Response):
                 async for chunk in events:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except Exception as error:
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            await send({"type": "http.response.body", "body": self._error_event(error), "more_body": True})
+        await send({"type": "http.response.body", "body": self._end, "more_body": False})
 
 
 async def batches(streams: "list[AsyncEngineStream]") -> "AsyncGenerator[tuple[int, list[StreamItem]], None]":

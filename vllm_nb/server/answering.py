@@ -1,0 +1,88 @@
+"""From a request to its answer, for every dialect: queue it, then answer in one piece or as a stream of events."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from vllm_nb.outputs import GenerationOutput, StreamItem, Timings, Usage
+from vllm_nb.sampling import SamplingParams
+from vllm_nb.server.host import EngineHost
+from vllm_nb.server.openai_format import event, to_json, totals
+from vllm_nb.server.streaming import REQUEST_ID, ClientLeft, EventStream, batches, until_hangup
+
+if TYPE_CHECKING:
+    from vllm_nb.api import Engine
+    from vllm_nb.streams import AsyncEngineStream
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
+
+
+class AnswerFormat(Protocol):
+    """How an answer is written. A request may hold several prompts; they are numbered in order."""
+
+    def chunks(self, prompt: int, items: Sequence[StreamItem]) -> list[dict[str, Any]]:
+        """The chunks for the items of a step of the prompt with that number."""
+        ...
+
+    def last_chunks(self, chunks: list[dict[str, Any]], usage: Usage, timings: Timings) -> list[dict[str, Any]]:
+        """`chunks`, the last of the answer, completed by the totals."""
+        ...
+
+    def whole(self, outputs: Sequence[GenerationOutput], usage: Usage, timings: Timings) -> dict[str, Any]:
+        """The answer in one piece."""
+        ...
+
+
+async def submit(engine: "Engine", params: SamplingParams, conversations: Sequence[Any]) -> "list[AsyncEngineStream]":
+    """Queue one request a conversation; all or none. Raises RequestError, QueueFullError, EngineDeadError."""
+    streams: list[AsyncEngineStream] = []
+    try:
+        for conversation in conversations:
+            streams.append(await engine.agenerate_stream(params, conversation))  # noqa: PERF401  # kept on an error
+    except BaseException:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return streams
+
+
+async def answer(
+    host: EngineHost,
+    request: Request,
+    streams: "list[AsyncEngineStream]",
+    form: AnswerFormat,
+    *,
+    streamed: bool,
+) -> Response:
+    """The response, which lives as long as its client: when that leaves, the streams end in the engine."""
+    request_id = streams[0].request_id
+    lifetime = host.using(request_id, streams)
+    if streamed:
+        return EventStream(_events(form, streams), request_id, lifetime)
+    with lifetime:
+        try:
+            body = await until_hangup(request.receive, _whole(form, streams))
+        except ClientLeft:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    return Response(to_json(body), 200, {REQUEST_ID: request_id}, "application/json")
+
+
+async def _whole(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> dict[str, Any]:
+    async for _ in batches(streams):
+        continue
+    outputs = [stream.output for stream in streams]
+    return form.whole(outputs, *totals(outputs))
+
+
+async def _events(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> AsyncGenerator[bytes, None]:
+    """One piece of bytes, to be written at once, for what a step brought."""
+    running = len(streams)
+    async for index, items in batches(streams):
+        running -= any(item.usage is not None for item in items)
+        chunks = form.chunks(index, items)
+        if not running:
+            chunks = form.last_chunks(chunks, *totals([stream.output for stream in streams]))
+        if chunks:
+            yield b"".join(map(event, chunks))
