@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from vllm_nb.api import Engine, EngineBuilder, Prompt
+    from vllm_nb.chat import ChatOptions, Tool
     from vllm_nb.client.completion import Completion
     from vllm_nb.client.conversation import Conversation
     from vllm_nb.client.http import EngineClient
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
         RequestError,
         VllmNbError,
     )
-    from vllm_nb.messages import ChatMessage, ImagePart, TextPart
-    from vllm_nb.outputs import GenerationOutput, StreamItem
-    from vllm_nb.sampling import SamplingParams
+    from vllm_nb.messages import ChatMessage, ImagePart, TextPart, ToolCall
+    from vllm_nb.outputs import GenerationOutput, StreamItem, ToolCallDelta
+    from vllm_nb.sampling import SamplingParams, StructuredOutputs
     from vllm_nb.weights.hub import ModelRepo
 
     __version__: str
 
 __all__ = [
     "ChatMessage",
+    "ChatOptions",
     "Completion",
     "Conversation",
     "Engine",
@@ -51,7 +53,11 @@ __all__ = [
     "RequestError",
     "SamplingParams",
     "StreamItem",
+    "StructuredOutputs",
     "TextPart",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "VllmNbError",
     "__version__",
     "connect",
@@ -64,6 +70,7 @@ __all__ = [
 
 _HOMES = {
     "vllm_nb.api": ("Engine", "EngineBuilder", "Prompt"),
+    "vllm_nb.chat": ("ChatOptions", "Tool"),
     "vllm_nb.client.completion": ("Completion",),
     "vllm_nb.client.conversation": ("Conversation",),
     "vllm_nb.client.http": ("EngineClient",),
@@ -77,9 +84,9 @@ _HOMES = {
         "RequestError",
         "VllmNbError",
     ),
-    "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart"),
-    "vllm_nb.outputs": ("GenerationOutput", "StreamItem"),
-    "vllm_nb.sampling": ("SamplingParams",),
+    "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart", "ToolCall"),
+    "vllm_nb.outputs": ("GenerationOutput", "StreamItem", "ToolCallDelta"),
+    "vllm_nb.sampling": ("SamplingParams", "StructuredOutputs"),
     "vllm_nb.weights.hub": ("ModelRepo",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -13,13 +13,14 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
 import numpy as np
 
+from vllm_nb.chat import ChatOptions
 from vllm_nb.config import EngineConfig
 from vllm_nb.engine.build import build_core
 from vllm_nb.engine.engine import EngineCore
@@ -135,19 +136,25 @@ class Engine:
     # Generate
 
     @overload
-    def generate(self, params: SamplingParams | None, messages: Prompt | str | Message) -> GenerationOutput: ...
+    def generate(
+        self, params: SamplingParams | None, messages: Prompt | str | Message, **options: Any
+    ) -> GenerationOutput: ...
     @overload
     def generate(
-        self, params: SamplingParams | None, messages: list[Message] | list[Conversation]
+        self, params: SamplingParams | None, messages: list[Message] | list[Conversation], **options: Any
     ) -> GenerationOutput | list[GenerationOutput]: ...
-    def generate(self, params: SamplingParams | None, messages: Any) -> GenerationOutput | list[GenerationOutput]:
+    def generate(
+        self, params: SamplingParams | None, messages: Any, **options: Any
+    ) -> GenerationOutput | list[GenerationOutput]:
         """Answer one conversation, or a list of them all at once (then in order, failures in `.error`).
 
         A conversation is a Prompt, a text (one user turn), or a list of messages. params: None for the model's own.
+        options: fields of ChatOptions (tools, tool_choice, enable_thinking, ...); a Prompt takes none.
         Raises RequestError, QueueFullError, EngineDeadError, and for one conversation GenerationError.
         """
         several = isinstance(messages, list) and any(isinstance(m, str | list | tuple | Prompt) for m in messages)
-        prompts = [self.encode(conversation) for conversation in (messages if several else [messages])]
+        chat = _chat_options(options)
+        prompts = [self.encode(conversation, chat) for conversation in (messages if several else [messages])]
         sequences = [self._sequences(params, prompt) for prompt in prompts]
         window = max(1, self.config.max_queued_requests // (2 * len(sequences[0]))) if sequences else 1
 
@@ -161,17 +168,21 @@ class Engine:
             raise GenerationError(outputs[0].error)
         return outputs[0]
 
-    def generate_stream(self, params: SamplingParams | None, messages: Conversation) -> EngineStream:
-        """Answer one conversation as an iterator of StreamItem, with `.cancel()`. Raises as `generate`."""
-        sequences = self._sequences(params, self.encode(messages))
+    def generate_stream(self, params: SamplingParams | None, messages: Conversation, **options: Any) -> EngineStream:
+        """Answer one conversation as an iterator of StreamItem, with `.cancel()`. Takes and raises what `generate`
+        does."""
+        sequences = self._sequences(params, self.encode(messages, _chat_options(options)))
         stream = EngineStream(self._loop, self._response(sequences))
         self._loop.submit(sequences, stream.channel)
         return stream
 
-    async def agenerate_stream(self, params: SamplingParams | None, messages: Conversation) -> AsyncEngineStream:
+    async def agenerate_stream(
+        self, params: SamplingParams | None, messages: Conversation, **options: Any
+    ) -> AsyncEngineStream:
         """As `generate_stream`, for asyncio; the request is queued when this returns. Templates and tokenising run in a
         worker thread."""
-        sequences = await asyncio.to_thread(lambda: self._sequences(params, self.encode(messages)))
+        chat = _chat_options(options)
+        sequences = await asyncio.to_thread(lambda: self._sequences(params, self.encode(messages, chat)))
         event_loop = asyncio.get_running_loop()
         channel = self._channels.setdefault(event_loop, AsyncChannel(event_loop))
         stream = AsyncEngineStream(self._loop, self._response(sequences), channel)
@@ -188,10 +199,14 @@ class Engine:
 
     # Requests
 
-    def encode(self, conversation: Conversation) -> list[int]:
+    def encode(self, conversation: Conversation, options: ChatOptions | None = None) -> list[int]:
         """The token ids the model will see. Raises RequestError for empty messages, unknown roles, bad ids."""
         if not isinstance(conversation, Prompt):
-            return self.chat_template.render(as_messages(conversation))
+            return self.chat_template.render(
+                as_messages(conversation), **(options or ChatOptions()).template_variables()
+            )
+        if options not in (None, ChatOptions()):
+            raise RequestError("a raw prompt takes neither tools nor other chat options: give messages instead")
         if conversation.text is not None:
             return self.tokenizer.encode(conversation.text, add_special=True, parse_special=conversation.parse_special)
         ids = list(conversation.token_ids or ())
@@ -237,6 +252,8 @@ class Engine:
 
     def _check(self, params: SamplingParams, prompt: list[int]) -> None:
         longest = self._capacity.max_model_len - 1
+        if params.structured_outputs is not None:
+            raise RequestError("structured_outputs is not built yet: leave it out")
         if not prompt:
             raise RequestError("the prompt is empty: give at least one token")
         if len(prompt) > longest:
@@ -314,6 +331,17 @@ class Engine:
 def _defaults(checkpoint: Checkpoint) -> SamplingParams:
     """The model's advice, completed by values that change nothing."""
     return SamplingParams(**{**NEUTRAL_DEFAULTS, **checkpoint.generation.sampling})
+
+
+def _chat_options(options: dict[str, Any]) -> ChatOptions:
+    try:
+        chat = ChatOptions(**options)
+    except TypeError as error:
+        known = ", ".join(f.name for f in fields(ChatOptions))
+        raise TypeError(f"unknown option {', '.join(sorted(options))}: chat requests take {known}") from error
+    if chat.must_call:
+        raise RequestError("tool_choice must be auto or none: forced calls are not built yet")
+    return chat
 
 
 def _stats(core: EngineCore) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from vllm_nb.messages import ChatMessage, ToolCall
+
 
 @dataclass(slots=True)
 class TokenLogprob:
@@ -19,6 +21,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0  # over all choices
     cached_tokens: int = 0  # prompt tokens found in the prefix cache, so not computed
+    reasoning_tokens: int = 0  # completion tokens the model spent on reasoning
 
     @property
     def total_tokens(self) -> int:
@@ -47,8 +50,23 @@ class Timings:
 
 
 @dataclass(slots=True)
+class ToolCallDelta:
+    """A piece of a tool call: the first of each has id and name, all have the next piece of the arguments' JSON.
+
+    index: among the calls of the choice. A call that turns out malformed cannot be taken back from a stream: its text
+    follows as content, and it is not in the choice's `tool_calls`.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class Choice:
-    """One of the `n` answers. finish_reason: stop, length, abort or error; stop_reason: the text or id that hit."""
+    """One of the `n` answers. finish_reason: stop, tool_calls (it ended after calls), length, abort or error;
+    stop_reason: the text or id that hit. reasoning and tool_calls are not part of the text."""
 
     index: int = 0
     text: str = ""
@@ -56,6 +74,14 @@ class Choice:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def message(self) -> ChatMessage:
+        """The answer as a turn, to go on with the conversation."""
+        text = self.text if self.text or not self.tool_calls else None
+        return ChatMessage("assistant", text, tuple(self.tool_calls), reasoning_content=self.reasoning or None)
 
 
 @dataclass(slots=True)
@@ -73,6 +99,18 @@ class GenerationOutput:
     @property
     def decode_output(self) -> str:
         return self.choices[0].text
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self.choices[0].tool_calls
+
+    @property
+    def message(self) -> ChatMessage:
+        return self.choices[0].message
 
     @property
     def token_ids(self) -> list[int]:
@@ -98,7 +136,9 @@ class GenerationOutput:
 @dataclass(slots=True)
 class StreamItem:
     """A piece of one choice. The last item of a choice has `finish_reason`; the last of the request also has `usage`
-    and `timings`. `text` may be empty (half a character, or text held back that may become a stop string)."""
+    and `timings`. `text` may be empty (half a character, or text held back that may become a stop string); `reasoning`
+    and `tool_calls` are what else the model said. What an item has of these was said in this order: reasoning, text,
+    tool calls."""
 
     request_id: str
     index: int
@@ -110,3 +150,5 @@ class StreamItem:
     prompt_logprobs: list[TokenLogprob | None] | None = None  # on the first item, when asked for
     usage: Usage | None = None
     timings: Timings | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)

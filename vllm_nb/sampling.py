@@ -1,5 +1,6 @@
 """How one request is sampled. Every bound is checked here, once, and nowhere else."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -9,6 +10,9 @@ MAX_CHOICES = 128
 MAX_STOP = 16
 MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
+MAX_GRAMMAR_CHARS = 256 * 1024  # of a JSON schema, a regular expression, a grammar
+MAX_GRAMMAR_DEPTH = 64  # levels of a JSON schema, of brackets in the others
+MAX_ALTERNATIVES = 1024
 
 
 def _check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
@@ -17,6 +21,53 @@ def _check_number(name: str, value: Any, low: float, high: float, whole: bool = 
     if not ok or not low <= value <= high:  # NaN is in no range
         limits = f"from {low:g} to {high:g}" if high < 2**31 - 1 else f"of at least {low:g}"
         raise ValueError(f"{name} must be {kind} {limits}, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputs:
+    """What the output must look like; exactly one of these.
+
+    json: a JSON schema, as a dictionary, its text, or True for any value. json_object: any JSON object. regex: a
+    regular expression (the Rust crate's syntax) for the whole output. choice: one of these texts. grammar: in Lark's
+    syntax as llguidance reads it, with a rule `start`.
+
+    Raises ValueError naming the field. What these limits let through but is wrong or too costly, the engine refuses.
+    """
+
+    json: Mapping[str, Any] | str | bool | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
+        if len(given) != 1:
+            found = f"not {' and '.join(given)}" if given else "but has none"
+            raise ValueError(f"structured_outputs must have one of {', '.join(f.name for f in fields(self))}; {found}")
+        object.__setattr__(self, "json", _checked_schema(self.json))
+        object.__setattr__(self, "choice", _checked_choice(self.choice))
+        if self.json_object not in (None, False, True):
+            raise ValueError(f"structured_outputs.json_object must be true, not {self.json_object!r}")
+        for name in ("regex", "grammar"):
+            _check_brackets(f"structured_outputs.{name}", getattr(self, name))
+
+    @classmethod
+    def from_any(cls, value: "StructuredOutputs | Mapping[str, Any]") -> "StructuredOutputs":
+        """A StructuredOutputs, or its fields as a dictionary."""
+        if isinstance(value, cls):
+            return value
+        known = [f.name for f in fields(cls)]
+        if not isinstance(value, Mapping):
+            raise ValueError(f"structured_outputs must be an object with one of {', '.join(known)}, not {value!r}")
+        unknown = [str(name) for name in value if name not in known]
+        if unknown:
+            raise ValueError(f"structured_outputs must have one of {', '.join(known)}; not {', '.join(unknown)[:80]}")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The one field that is given."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, False)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +81,8 @@ class SamplingParams:
     stop: texts that end the output, not returned. stop_token_ids: ids that end it, not returned as text.
     max_tokens: None means up to the context's end. min_tokens: no stop before that many. ignore_eos: run to max_tokens.
     logprobs: alternatives per output token, 0 gives the chosen one alone. prompt_logprobs: the same over the prompt.
-    n: independent answers to one prompt, sharing its cache.
+    n: independent answers to one prompt, sharing its cache. structured_outputs: what the output must look like, as
+    StructuredOutputs or its fields; of a chat's answer, the part after the reasoning.
 
     Raises ValueError naming the field, the value and the range.
     """
@@ -52,6 +104,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name, low, high, whole in _BOUNDS:
@@ -63,6 +116,8 @@ class SamplingParams:
         object.__setattr__(self, "stop", _checked_stop(self.stop))
         object.__setattr__(self, "stop_token_ids", _checked_token_ids(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        if self.structured_outputs is not None:
+            object.__setattr__(self, "structured_outputs", StructuredOutputs.from_any(self.structured_outputs))
 
     def with_defaults(self, defaults: "SamplingParams") -> "SamplingParams":
         """This, with every None among temperature, top_k, top_p, min_p and repetition_penalty taken from `defaults`."""
@@ -125,3 +180,75 @@ def _checked_bias(bias: Mapping[int, float] | None) -> dict[int, float] | None:
         _check_number(f"logit_bias[{token_id}]", value, -100, 100)
         checked[token_id] = float(value)
     return checked
+
+
+def _checked_schema(schema: Any) -> Any:
+    """The schema as a dictionary; {} for any value."""
+    if schema is None or schema is False:
+        return None
+    if isinstance(schema, str):
+        if len(schema) > MAX_GRAMMAR_CHARS:
+            raise ValueError(f"structured_outputs.json must have at most {MAX_GRAMMAR_CHARS:,} characters")
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"structured_outputs.json must be a JSON schema: {error}") from None
+    if schema is True:
+        return {}
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"structured_outputs.json must be a JSON schema, an object, not {str(schema)[:40]!r}")
+    check_schema("structured_outputs.json", schema)
+    return dict(schema)
+
+
+def check_schema(name: str, schema: Any) -> None:
+    """Raises ValueError for a JSON schema that is too deep or too large, or no plain data. Linear, not recursive."""
+    level, size = [schema], 0
+    for _ in range(MAX_GRAMMAR_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            match item:
+                case Mapping():
+                    below += [*item.keys(), *item.values()]
+                case list() | tuple():
+                    below += item
+                case str():
+                    size += len(item)
+                case None | bool() | int() | float():
+                    pass
+                case _:
+                    raise ValueError(f"{name} must be plain data, as in JSON, not {type(item).__name__}")
+            size += 1
+        if size + len(below) > MAX_GRAMMAR_CHARS:
+            raise ValueError(f"{name} must have at most {MAX_GRAMMAR_CHARS:,} characters")
+        if not below:
+            return
+        level = below
+    raise ValueError(f"{name} must be at most {MAX_GRAMMAR_DEPTH} levels deep")
+
+
+def _checked_choice(choice: Sequence[str] | None) -> tuple[str, ...] | None:
+    if choice is None:
+        return None
+    texts = tuple(choice) if isinstance(choice, list | tuple) else ()
+    if not 1 <= len(texts) <= MAX_ALTERNATIVES or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"structured_outputs.choice must be a list of 1 to {MAX_ALTERNATIVES:,} texts, none empty")
+    if sum(map(len, texts)) > MAX_GRAMMAR_CHARS:
+        raise ValueError(f"structured_outputs.choice must have at most {MAX_GRAMMAR_CHARS:,} characters in all")
+    return texts
+
+
+def _check_brackets(name: str, text: Any) -> None:
+    """Compilers of regular expressions and grammars recurse into brackets. (Escaped ones count, too.)"""
+    if text is None:
+        return
+    if not isinstance(text, str) or not 1 <= len(text) <= MAX_GRAMMAR_CHARS:
+        raise ValueError(f"{name} must be a text of 1 to {MAX_GRAMMAR_CHARS:,} characters")
+    depth = 0
+    for char in text:
+        if char in "([{":
+            depth += 1
+            if depth > MAX_GRAMMAR_DEPTH:
+                raise ValueError(f"{name} must have at most {MAX_GRAMMAR_DEPTH} brackets within one another")
+        elif char in ")]}":
+            depth = max(0, depth - 1)

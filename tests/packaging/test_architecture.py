@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Plain data and words that all layers share: these modules import one another and the standard library, nothing more.
-WORDS = {"errors", "progress", "sampling", "messages", "outputs", "config", "models.config"}
+WORDS = {"errors", "progress", "sampling", "messages", "chat", "outputs", "config", "models.config"}
 
 # What each part may import, besides itself and WORDS. `kernels` may not even import WORDS: it imports nothing of ours.
 MAY_IMPORT: dict[str, set[str]] = {

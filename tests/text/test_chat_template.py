@@ -1,6 +1,7 @@
 """Chat templates. Oracle: transformers' apply_chat_template with the same template, messages and tokenizer."""
 
 import itertools
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from vllm_nb.errors import ModelLoadError, RequestError
-from vllm_nb.messages import ChatMessage, ImagePart, TextPart
+from vllm_nb.messages import ChatMessage, ImagePart, TextPart, ToolCall
 from vllm_nb.text.chat_template import ChatTemplate
 from vllm_nb.text.tokenizer import Tokenizer
 
@@ -153,6 +154,8 @@ def conversations():
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_as_transformers(tokenizer, transformers_tokenizer, kind, kwargs, add_generation_prompt):
     template = ChatTemplate(TEMPLATES[kind], tokenizer, "m")
+    if not template.knows_tools:  # transformers drops them
+        kwargs = {name: value for name, value in kwargs.items() if name != "tools"}
     rendered = 0
     for messages in conversations():
         plain = [{"role": m.role, "content": m.text} for m in messages]
@@ -269,8 +272,8 @@ def test_templates_that_cannot_be_compiled(tokenizer, source, message):
 
 
 def test_keywords_that_templates_do_not_take(tokenizer):
-    template = ChatTemplate("x", tokenizer, "m")
-    with pytest.raises(RequestError, match="chat templates take enable_thinking, tools, documents; not chat_template"):
+    template = ChatTemplate("{{ tools }}", tokenizer, "m")
+    with pytest.raises(RequestError, match=r"chat templates take tools, .*documents.*; not chat_template"):
         template.render([], chat_template="{{ evil }}")
     with pytest.raises(RequestError, match=r"take plain data \(as in JSON\), not function"):
         template.render([], tools=[lambda: None])
@@ -282,3 +285,39 @@ def test_threads_share_it(tokenizer):
     alone = [template.render(messages) for messages in conversations]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(template.render, conversations * 40)) == alone * 40
+
+
+# Tools
+
+
+CALLED = [
+    ChatMessage("user", "Weather?"),
+    ChatMessage("assistant", None, (ToolCall("c1", "weather", '{"city": "Paris"}'),)),
+    ChatMessage("tool", "21", tool_call_id="c1"),
+]
+
+
+def test_a_template_gets_calls_as_objects_and_the_name_beside_a_result(tokenizer):
+    source = (
+        "{% for m in messages %}{{ m.role }}:{% for c in m.tool_calls %}{{ c.function.name }}"
+        "{{ c.function.arguments.city }}{% endfor %}{{ m.content }}{{ m.name }};{% endfor %}{{ tools | length }}"
+    )
+    ids = ChatTemplate(source, tokenizer, "m").render(CALLED, tools=TOOLS)
+    assert tokenizer.decode(ids) == "user:Weather?;assistant:weatherParisNone;tool:21weather;1"
+
+
+def test_tools_are_told_as_text_where_the_template_knows_none(tokenizer):
+    template = ChatTemplate(TEMPLATES["default system"], tokenizer, "m")
+    text = tokenizer.decode(template.render([ChatMessage("system", "Be brief."), *CALLED], tools=TOOLS))
+    assert text.startswith("system\nBe brief.\n\n# Tools")
+    assert f"<tools>\n{json.dumps(TOOLS[0], ensure_ascii=False)}\n</tools>" in text
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>' in text
+    assert "user\n<tool_response>\n21\n</tool_response>" in text
+
+
+def test_the_developer_is_the_system_unless_the_template_knows_better(tokenizer):
+    source = "{% for m in messages %}{{ m.role }}{% endfor %}"
+    message = [ChatMessage("developer", "x")]
+    assert tokenizer.decode(ChatTemplate(source, tokenizer, "m").render(message)) == "system"
+    knows = source + "{# developer #}"
+    assert tokenizer.decode(ChatTemplate(knows, tokenizer, "m").render(message)) == "developer"

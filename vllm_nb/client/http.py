@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.stream import ChatStream
 from vllm_nb.errors import EngineDeadError, GenerationError, QueueFullError, RequestError, VllmNbError
-from vllm_nb.messages import ChatMessage, ImagePart, Part, as_messages
+from vllm_nb.messages import as_messages
 from vllm_nb.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class EngineClient:
     def stream(self, messages: Any, **params: Any) -> ChatStream:
         """The same as it is generated: enter the result, iterate over StreamItems; `.completion` is the answer so far.
         The request is sent on entering."""
-        body = self._body(params) | {"messages": [_message(message) for message in as_messages(messages)]}
+        body = self._body(params) | {"messages": [message.to_dict() for message in as_messages(messages)]}
         if "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
         return ChatStream(self, "/v1/chat/completions", body)
@@ -220,14 +220,3 @@ def _sampling(params: Mapping[str, Any]) -> dict[str, Any]:
     checked = SamplingParams(**params)
     given = {name: getattr(checked, name) for name in params}
     return {name: value for name, value in given.items() if value != _SAMPLING[name]}
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    content = message.content
-    return {"role": message.role, "content": content if isinstance(content, str) else [_part(p) for p in content]}
-
-
-def _part(part: Part) -> dict[str, Any]:
-    if isinstance(part, ImagePart):
-        return {"type": "image_url", "image_url": {"url": part.image_url}}
-    return {"type": "text", "text": part.text}
