@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -22,10 +23,12 @@ import numpy as np
 
 from vllm_nb.chat import ChatOptions
 from vllm_nb.config import EngineConfig
-from vllm_nb.engine.build import build_core
+from vllm_nb.engine.bandwidth import read_rate
+from vllm_nb.engine.build import build_core, predict_memory
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import Event
 from vllm_nb.engine.loop import Channel, EngineLoop
+from vllm_nb.engine.memory import measure_memory
 from vllm_nb.engine.sequence import Sequence
 from vllm_nb.errors import GenerationError, RequestError
 from vllm_nb.messages import ChatMessage, as_messages
@@ -120,6 +123,7 @@ class Engine:
         self.config = config or EngineConfig()
         checkpoint = open_checkpoint(path)
         try:
+            self._memory_plan = predict_memory(checkpoint, self.config)
             core = build_core(checkpoint, self.config)
             self.tokenizer = checkpoint.load_tokenizer()
             self.chat_template = ChatTemplate(checkpoint.chat_template(), self.tokenizer, checkpoint.name)
@@ -297,6 +301,19 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Counts between two steps: queues, KV blocks, steps, preemptions."""
         return self._loop.call(_stats)
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes by what they are for: "predicted" before the model was loaded (engine.memory.MemoryPlan), "measured"
+        now."""
+        plan = self._memory_plan
+        measured = self._loop.call(lambda core: measure_memory(core.runner, plan, core.runner.device))
+        return {"predicted": plan.to_dict(), "measured": measured}
+
+    @cached_property
+    def read_rate(self) -> float:
+        """Bytes a second that this machine reads from memory, measured when first asked for, between two steps: running
+        requests wait a tenth of a second."""
+        return self._loop.call(lambda core: read_rate(core.runner.device))
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when the scheduler's or the KV cache's books do not add up."""

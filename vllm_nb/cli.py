@@ -1,4 +1,4 @@
-"""The command `vllm-nb`: serve, run, chat, ps, stop, and the add-ons of SUBCOMMANDS."""
+"""The command `vllm-nb`: serve, run, chat, memory, ps, stop, and the add-ons of SUBCOMMANDS."""
 
 import argparse
 import json
@@ -78,6 +78,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_serve(command("serve", serve, "serve the OpenAI API in the foreground", _SERVE_EXAMPLES))
     _add_run(command("run", run, "answer one prompt, with a running engine or a new one", _RUN_EXAMPLES))
     _add_chat(command("chat", chat, "chat in the terminal, with a running engine or a new one"))
+    _add_memory(
+        command("memory", memory, "what memory an engine would take, before a model is loaded", _MEMORY_EXAMPLES)
+    )
     ps_parser = command("ps", ps, "list the engine processes")
     ps_parser.add_argument("--json", action="store_true", help="print JSON")
     stop_parser = command("stop", stop, "end an engine process", "  vllm-nb stop smollm2\n  vllm-nb stop --all")
@@ -118,6 +121,17 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="a Host name to answer, behind a proxy"
     )
+    _add_engine_options(parser)
+
+
+_MEMORY_EXAMPLES = """  vllm-nb memory smollm2
+  vllm-nb memory ./model.gguf --max-model-len 8192 --max-num-seqs 16
+"""
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     _add_engine_options(parser)
 
 
@@ -307,6 +321,13 @@ def _engine(args: argparse.Namespace) -> Any:
         name = outcome.info.name
         print(f"engine {name!r} stays for the next command, {stays}; vllm-nb stop {name} ends it", file=sys.stderr)
     return outcome.client
+
+
+def memory(args: argparse.Namespace) -> int:
+    """Print what memory an engine would take."""
+    from vllm_nb.bench.memory import run
+
+    return run(args.model, _engine_settings(args), as_json=args.json)
 
 
 def ps(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from vllm_nb import progress
 from vllm_nb.bench.setup import show
 from vllm_nb.client.terminal import ProgressBars
 from vllm_nb.config import EngineConfig
+from vllm_nb.engine.bandwidth import read_rate
 from vllm_nb.engine.build import build_core
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.sequence import Sequence
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.callback(progress.add_sink(stack.enter_context(ProgressBars())))
         core, weight_bytes = _load(args)
-        machine = Machine(_read_rate(), _product_rate())
+        machine = Machine(read_rate(torch.device("cpu")) / 1e9, _product_rate())
         rows, shares = [], {}
         for size, tokens, decoding in [*((n, args.context, True) for n in args.rows), (1, args.prefill, False)]:
             step = _take_step(core, size, tokens, decoding)
@@ -166,12 +167,6 @@ def _seconds(work: Callable[[], Any], repeats: int) -> list[float]:
         work()
         times.append(time.perf_counter() - start)
     return times
-
-
-def _read_rate() -> float:
-    """Gigabytes a second: the best of several sums over an array that no cache holds."""
-    numbers = torch.ones(1 << 26)
-    return numbers.nbytes / min(_seconds(numbers.sum, 8)) / 1e9
 
 
 def _product_rate() -> float:

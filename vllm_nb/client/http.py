@@ -95,6 +95,15 @@ class EngineClient:
         """Queues, KV blocks and integrity of the engine."""
         return self._call("GET", "/inspect/state")
 
+    def memory(self) -> dict[str, Any]:
+        """Bytes by what they are for: "predicted" before the model was loaded, "measured" now."""
+        return self._call("GET", "/inspect/memory")
+
+    @cached_property
+    def read_rate(self) -> float:
+        """Bytes a second that the engine's machine reads from memory, as it measured when first asked."""
+        return float(self._call("GET", "/inspect/machine", timeout=60.0)["read_bytes_per_second"])
+
     @property
     def model(self) -> str:
         """The model's name as the server has it."""

@@ -14,6 +14,7 @@ from vllm_nb.config import EngineConfig
 from vllm_nb.engine.block_manager import BlockManager
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
+from vllm_nb.engine.memory import MemoryPlan, plan_memory
 from vllm_nb.engine.runner import Capacity, Runner
 from vllm_nb.engine.sampler import Sampler
 from vllm_nb.engine.scheduler import Scheduler
@@ -82,6 +83,13 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         max_prompt_logits=PROMPT_LOGITS,
     )
     return EngineCore(scheduler, runner, Sampler(placement.kernels), events)
+
+
+def predict_memory(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
+    """What memory the engine will take, from its files' headers. Raises ModelLoadError where it cannot be built."""
+    placement = place(config)
+    model = _stretched(checkpoint.config, config.yarn_factor)
+    return plan_memory(checkpoint, model, plan_capacity(model, config, placement), placement)
 
 
 def plan_capacity(model: ModelConfig, config: EngineConfig, placement: Placement) -> Capacity:

@@ -37,7 +37,7 @@ class Runner:
         max_blocks = self.rows.block_tables.shape[1]
         self.buffers = BatchBuffers(c.max_num_batched_tokens, c.max_num_seqs, c.max_logits, max_blocks)
         self.graph = self._capture()
-        self._device = device
+        self.device = device
 
     def _capture(self) -> Any:
         """The forward pass as a graph over the step buffers, where the backend has such a thing."""
@@ -56,6 +56,6 @@ class Runner:
         """Logits [num_logits, vocab_size], float32; valid until the next call."""
         if self.graph is not None:
             return self.graph.replay(batch.num_tokens, batch.num_seqs, batch.num_logits)
-        if self._device.type != "cpu":
-            batch = batch.to(self._device)
+        if self.device.type != "cpu":
+            batch = batch.to(self.device)
         return self.model.forward(batch, self.kv)

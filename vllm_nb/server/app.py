@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from vllm_nb.errors import EngineDeadError, VllmNbError
-from vllm_nb.server import completions, inspect, model_list, openai
+from vllm_nb.server import completions, inspect, measure, model_list, openai
 from vllm_nb.server.errors import add_error_handlers
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.security import Policy, SecurityMiddleware
@@ -142,7 +142,7 @@ def create_app(
 
     # The documentation pages load scripts from a CDN: /openapi.json has the same without.
     app = FastAPI(title="vllm_nb", lifespan=lifespan, docs_url=None, redoc_url=None)
-    for routes in (model_list, openai, completions):
+    for routes in (model_list, openai, completions, measure):
         app.include_router(routes.create_router(host))
     app.include_router(inspect.create_router(host, identity, stop))
     app.add_middleware(SecurityMiddleware, policy=policy)

@@ -1,5 +1,6 @@
 """A model's files, whatever their format: configuration, tensors, tokenizer and chat template."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,6 +10,14 @@ from vllm_nb.models.config import GenerationDefaults, ModelConfig
 if TYPE_CHECKING:
     from vllm_nb.kernels.quant import RawTensor
     from vllm_nb.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """What a file says of a tensor. type: a key of kernels.quant.BLOCK_SIZES, or another that is not supported."""
+
+    type: str
+    shape: tuple[int, ...]
 
 
 class Checkpoint(Protocol):
@@ -24,6 +33,9 @@ class Checkpoint(Protocol):
 
     def names(self) -> set[str]:
         """The tensors there are, by Hugging Face's names ("model.layers.0.self_attn.q_proj.weight")."""
+
+    def describe(self, name: str) -> TensorHeader:
+        """Type and shape of a tensor, without reading it."""
 
     def tensor(self, name: str) -> "RawTensor":
         """One tensor, memory mapped where its form allows.

@@ -9,6 +9,7 @@ import numpy as np
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.kernels.quant import QuantTensor, RawTensor
 from vllm_nb.weights import names
+from vllm_nb.weights.checkpoint import TensorHeader
 from vllm_nb.weights.config_gguf import read_config, read_generation
 from vllm_nb.weights.fields import Fields
 from vllm_nb.weights.gguf import GgufFile
@@ -46,14 +47,22 @@ class GgufCheckpoint:
     def names(self) -> set[str]:
         return set(self._stored)
 
+    def describe(self, name: str) -> TensorHeader:
+        stored = self._stored_name(name)
+        info = self._holders[stored].tensors[stored]
+        return TensorHeader(info.type, info.shape)
+
     def tensor(self, name: str) -> RawTensor:
-        stored = self._stored.get(name)
-        if stored is None:
-            raise ModelLoadError(f"There is no tensor {name!r} in {self.path}.")
+        stored = self._stored_name(name)
         tensor = self._holders[stored].tensor(stored)
         if self.config.architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
             return self._unpermuted(tensor, name)
         return tensor
+
+    def _stored_name(self, name: str) -> str:
+        if name not in self._stored:
+            raise ModelLoadError(f"There is no tensor {name!r} in {self.path}.")
+        return self._stored[name]
 
     def load_tokenizer(self) -> "Tokenizer":
         from vllm_nb.text.tokenizer import Tokenizer

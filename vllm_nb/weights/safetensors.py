@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.kernels.quant import RawTensor
 from vllm_nb.weights import names
+from vllm_nb.weights.checkpoint import TensorHeader
 from vllm_nb.weights.config_hf import read_folder
 from vllm_nb.weights.fields import Fields, read_json
 from vllm_nb.weights.folder import weight_files
@@ -33,10 +34,13 @@ class SafetensorsCheckpoint:
     def names(self) -> set[str]:
         return set(self._stored)
 
+    def describe(self, name: str) -> TensorHeader:
+        file, stored = self._place(name)
+        header = self._files[file].get_slice(stored)
+        return TensorHeader(header.get_dtype(), tuple(header.get_shape()))
+
     def tensor(self, name: str) -> RawTensor:
-        if name not in self._stored:
-            raise ModelLoadError(f"There is no tensor {name!r} in {self.path}.")
-        file, stored = self._stored[name]
+        file, stored = self._place(name)
         try:
             dtype = self._files[file].get_slice(stored).get_dtype()
             if dtype not in _DTYPES:
@@ -50,6 +54,12 @@ class SafetensorsCheckpoint:
         if self.config.architecture == "gemma3" and name.endswith("norm.weight"):
             return tensor.float() + 1  # stored as w, multiplied as 1 + w
         return tensor
+
+    def _place(self, name: str) -> tuple[str, str]:
+        """The file and the name in it."""
+        if name not in self._stored:
+            raise ModelLoadError(f"There is no tensor {name!r} in {self.path}.")
+        return self._stored[name]
 
     def load_tokenizer(self) -> "Tokenizer":
         from vllm_nb.text.tokenizer import Tokenizer

@@ -1,0 +1,23 @@
+"""Our routes for what an engine costs: its memory, and how fast this machine reads it."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+
+from vllm_nb.server.host import EngineHost
+
+
+def create_router(host: EngineHost) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/inspect/memory")
+    async def memory() -> dict[str, Any]:
+        return await asyncio.to_thread(host.require_engine().memory)
+
+    @router.get("/inspect/machine")
+    async def machine() -> dict[str, Any]:
+        engine = host.require_engine()
+        return {"read_bytes_per_second": await asyncio.to_thread(lambda: engine.read_rate)}
+
+    return router
