@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vllm_nb.api import Engine, EngineBuilder, Prompt
     from vllm_nb.chat import ChatOptions, Tool
+    from vllm_nb.client.aio import AsyncEngineClient
     from vllm_nb.client.completion import Completion
     from vllm_nb.client.conversation import Conversation
     from vllm_nb.client.http import EngineClient
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncEngineClient",
     "ChatMessage",
     "ChatOptions",
     "Completion",
@@ -71,6 +73,7 @@ __all__ = [
 _HOMES = {
     "vllm_nb.api": ("Engine", "EngineBuilder", "Prompt"),
     "vllm_nb.chat": ("ChatOptions", "Tool"),
+    "vllm_nb.client.aio": ("AsyncEngineClient",),
     "vllm_nb.client.completion": ("Completion",),
     "vllm_nb.client.conversation": ("Conversation",),
     "vllm_nb.client.http": ("EngineClient",),

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_nb.client.answers import EventSplitter
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.process import start
-from vllm_nb.client.stream import _events
 from vllm_nb.errors import EngineDeadError, QueueFullError, RequestError, VllmNbError
 from vllm_nb.messages import ChatMessage, TextPart
 
@@ -236,4 +236,5 @@ def test_events_come_out_whole_however_they_are_cut(bodies, ensure_ascii, newlin
     wire = "".join([": a comment\n\n", *lines, "data: [DONE]\n\n"]).encode("utf-8", "surrogatepass")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=8)))
     pieces = [wire[a:b] for a, b in zip([0, *cuts], [*cuts, len(wire)], strict=True)]
-    assert list(_events(pieces)) == bodies
+    splitter = EventSplitter()
+    assert [body for piece in pieces for body in splitter.feed(piece)] == bodies

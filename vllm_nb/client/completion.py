@@ -3,9 +3,13 @@
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from vllm_nb.outputs import Choice, StreamItem, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from vllm_nb.client.base import Query
+    from vllm_nb.client.http import EngineClient
 
 
 @dataclass(slots=True)
@@ -18,8 +22,22 @@ class RequestTimings:
     total_s: float | None = None
 
 
-@dataclass(slots=True)
-class Completion:
+class _Asked:
+    """Knows where it came from. No dataclass: that is neither shown, compared, copied nor pickled."""
+
+    _origin: "tuple[Query, EngineClient] | None" = None
+
+    def of(self, query: "Query", client: "EngineClient") -> Self:
+        """This, with what was asked, so that it can be asked again."""
+        self._origin = (query, client)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_origin"}
+
+
+@dataclass
+class Completion(_Asked):
     """A finished answer, or what there was of it when it was interrupted (finish_reason "abort").
 
     `text`, `token_ids`, `logprobs` and `finish_reason` speak of the first of `choices`. usage and timings are None
@@ -31,7 +49,9 @@ class Completion:
     choices: list[Choice] = field(default_factory=lambda: [Choice()])
     usage: Usage | None = None
     timings: RequestTimings | None = None
+    prompt_token_ids: list[int] = field(default_factory=list, repr=False)  # of our engines
     prompt_logprobs: list[TokenLogprob | None] | None = None  # where asked for
+    error: str | None = None  # why there is no answer, where several were asked for at once; alone it raises instead
     verbatim: bool = False  # shown as it stands, not as Markdown: the continuation of a text rather than an answer
 
     @property
@@ -49,6 +69,11 @@ class Completion:
     @property
     def finish_reason(self) -> str | None:
         return self.choices[0].finish_reason
+
+    @classmethod
+    def failed(cls, message: str) -> "Completion":
+        """In the place of an answer that there is none of."""
+        return cls(choices=[Choice(finish_reason="error")], error=message)
 
     def add(self, item: StreamItem) -> None:
         """Append a piece of the stream."""

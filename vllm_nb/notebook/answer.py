@@ -4,7 +4,6 @@ The cell's thread never waits on the network: it can say what goes on while noth
 interrupt reaches it at once.
 """
 
-import copy
 import queue
 import threading
 import time
@@ -92,7 +91,7 @@ class Answer:
             self._client.abort(self._stream.request_id)
         reader.join(ABORT_SECONDS)
         if reader.is_alive():  # what it may still add is not what the cell shows
-            self.completion = copy.deepcopy(self._stream.completion)
+            self.completion = self._stream.snapshot()
             self._stream.abort()
         self.completion.mark_aborted()
 

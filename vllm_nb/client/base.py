@@ -1,0 +1,189 @@
+"""What both clients share: whom they ask, how a request is written, and which exception a refusal becomes. No I/O."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vllm_nb.errors import EngineDeadError, GenerationError, QueueFullError, RequestError, VllmNbError
+from vllm_nb.messages import as_messages
+from vllm_nb.sampling import SamplingParams
+
+SHORT = 10.0  # seconds, for what an engine answers at once
+ABORT = 2.0  # seconds; an interrupted user does not wait longer
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request, so that it can be sent and sent again.
+
+    content: a conversation as OpenAI's dictionaries, or, for the model to continue it as it is, a text or token ids.
+    params: fields of SamplingParams, and `model`.
+    """
+
+    content: list[dict[str, Any]] | str | list[int]
+    params: Mapping[str, Any]
+
+    @classmethod
+    def chat(cls, messages: Any, params: Mapping[str, Any]) -> "Query":
+        """Raises RequestError for messages, TypeError and ValueError for params that can't be right."""
+        _wire_params(params)
+        return cls([message.to_dict() for message in as_messages(messages)], params)
+
+    @classmethod
+    def text(cls, prompt: str | list[int], params: Mapping[str, Any]) -> "Query":
+        """As `chat`, without the chat template."""
+        if not prompt:
+            raise RequestError("the prompt is empty: give a text or token ids")
+        _wire_params(params)
+        return cls(prompt, params)
+
+    @property
+    def is_chat(self) -> bool:
+        return isinstance(self.content, list) and isinstance(self.content[0], dict)
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.is_chat else "/v1/completions"
+
+    def body(self, model: str, *, stream: bool, with_ids: bool) -> dict[str, Any]:
+        """with_ids: ask for token ids too, which only some servers know."""
+        body = {"model": self.params.get("model") or model} | _wire_params(self.params)
+        if not self.is_chat:
+            body = {"max_tokens": None} | body  # else OpenAI's 16
+        elif "logprobs" in body:
+            body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if with_ids:
+            body["return_token_ids"] = True
+        return body | {"messages" if self.is_chat else "prompt": self.content}
+
+
+_SAMPLING = {f.name: f.default for f in fields(SamplingParams)}
+
+
+def _wire_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's fields for those of SamplingParams, checked before anything is sent."""
+    given = {name: value for name, value in params.items() if name != "model"}
+    for name in given:
+        if name not in _SAMPLING:
+            near = difflib.get_close_matches(name, _SAMPLING, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_SAMPLING)}"
+            raise TypeError(f"unknown parameter {name!r}; {hint}")
+    checked = SamplingParams(**given)
+    values = {name: getattr(checked, name) for name in given}
+    return {name: value for name, value in values.items() if value != _SAMPLING[name]}
+
+
+class BaseClient:
+    """Whom a client asks.
+
+    url: without the /v1. token: bearer token, None where the server asks for none. name: for messages to people. model:
+    what to ask for; None: whatever the server has. ours: whether it is an engine of this package; None: to be found
+    out. Any other server is asked for OpenAI's fields only.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        name: str | None = None,
+        model: str | None = None,
+        ours: bool | None = None,
+    ):
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.token = token
+        self.name = name or self.url
+        self._model = model
+        self._ours = ours
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, name={self.name!r})"
+
+    def _connection(self) -> dict[str, Any]:
+        """Arguments of httpx's clients."""
+        import httpx
+
+        return {
+            "base_url": self.url,
+            "headers": {"Authorization": f"Bearer {self.token}"} if self.token else {},
+            "timeout": httpx.Timeout(None, connect=5.0),  # a queued request may wait long
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=30.0),
+            "trust_env": False,  # a proxy of the environment must not see loopback traffic
+            "verify": self.url.startswith("https:"),  # reading the certificates takes 0.1 s
+        }
+
+    # Answers
+
+    def _payload(self, path: str, status: int, headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
+        """The object of a reply that is 200. Raises what `error_of` gives for any other."""
+        if status in (404, 405) and path.startswith("/inspect"):
+            raise VllmNbError(
+                f"{self.name!r} at {self.url} has no {path}: only an engine of vllm_nb can do this, and this is "
+                "another server"
+            )
+        if status != 200:
+            raise self.error_of(status, headers, content)
+        return payload(status, content)
+
+    def _model_of(self, cards: Mapping[str, Any]) -> str:
+        """The first model of /v1/models."""
+        if self._model is None:
+            self._model = str((cards.get("data") or [{}])[0].get("id", ""))
+        return self._model
+
+    # Errors
+
+    def failure(self, error: Exception) -> VllmNbError:
+        """For a request that httpx could not send, or whose answer it could not read."""
+        import httpx
+
+        if isinstance(error, httpx.TimeoutException):
+            return EngineDeadError(f"engine {self.name!r} at {self.url} does not answer")
+        if isinstance(error, UnicodeEncodeError):
+            return RequestError(f"the request holds a lone surrogate, half a character: {error.object[:40]!r}")
+        return self.gone(error)
+
+    def gone(self, cause: Exception) -> EngineDeadError:
+        """For a connection that was refused or broke."""
+        return EngineDeadError(
+            f"engine {self.name!r} at {self.url} is not running any more ({cause}): start it again with `%vllm start`, "
+            "vllm_nb.start() or the same command; `%vllm ps` or `vllm-nb ps` shows what runs"
+        )
+
+    def error_of(self, status: int, headers: Mapping[str, str], content: bytes) -> VllmNbError:
+        """The exception for a reply that is not 200."""
+        retry_after = headers.get("retry-after", "")
+        wait = float(retry_after) if retry_after.isdecimal() else 1.0
+        return self.error(status, payload(status, content).get("error"), wait)
+
+    def error(self, status: int, details: Any, retry_after: float = 1.0) -> VllmNbError:
+        """The exception for OpenAI's error object."""
+        details = details if isinstance(details, Mapping) else {"message": details}
+        message = str(details.get("message") or f"HTTP status {status}")
+        if status == 401:
+            return VllmNbError(f"engine {self.name!r} at {self.url} refuses the token: {message}")
+        if status == 503 and details.get("code") == "engine_dead":
+            return EngineDeadError(f"{message}; `%vllm start` or vllm_nb.start() starts a new engine")
+        if status in (429, 503):
+            return QueueFullError(message, retry_after)
+        return GenerationError(message) if status >= 500 else RequestError(message)
+
+
+def is_ours(health: Mapping[str, Any]) -> bool:
+    """Whether a reply to /health is one of ours."""
+    return "status" in health and "idle_s" in health
+
+
+def payload(status: int, content: bytes) -> dict[str, Any]:
+    """The object in a body; for anything else, an error shape that quotes its beginning."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    return {"error": {"message": f"HTTP status {status}: {content[:200].decode(errors='replace')}"}}

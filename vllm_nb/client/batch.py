@@ -1,0 +1,116 @@
+"""Many requests at once: a window of them in flight, results as they come or in order."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vllm_nb.client.base import Query
+from vllm_nb.client.completion import Completion
+from vllm_nb.errors import EngineDeadError, QueueFullError, VllmNbError
+
+if TYPE_CHECKING:
+    from vllm_nb.client.aio import AsyncEngineClient
+
+T = TypeVar("T")
+
+
+async def as_completed(
+    client: "AsyncEngineClient", queries: Iterable[Query | VllmNbError], concurrency: int
+) -> AsyncIterator[tuple[int, Completion]]:
+    """(place, answer) of each query, in the order they are done. `queries` is read only as far as there is room, so a
+    generator of any length takes constant memory. A request that fails alone gives a Completion with `error`.
+
+    Raises EngineDeadError. Leaving it early cancels what is in flight.
+    """
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+    numbered = enumerate(queries)
+    running: set[asyncio.Task[tuple[int, Completion]]] = set()
+    try:
+        while True:
+            while len(running) < concurrency and (entry := next(numbered, None)) is not None:
+                running.add(asyncio.ensure_future(_ask(client, *entry)))
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _ask(client: "AsyncEngineClient", place: int, query: Query | VllmNbError) -> tuple[int, Completion]:
+    if isinstance(query, VllmNbError):
+        return place, Completion.failed(str(query))
+    while True:
+        try:
+            return place, await client.answer(query)
+        except QueueFullError as error:  # others use the engine too
+            await asyncio.sleep(error.retry_after)
+        except EngineDeadError:
+            raise
+        except VllmNbError as error:
+            return place, Completion.failed(str(error)).of(query, client.sync)
+
+
+async def in_order(
+    client: "AsyncEngineClient", conversations: Iterable[Any], concurrency: int, params: Mapping[str, Any]
+) -> list[Completion]:
+    """All answers, each in its conversation's place."""
+    answers = as_completed(client, _queries(conversations, params), concurrency)
+    found = {place: completion async for place, completion in answers}
+    return [found[place] for place in range(len(found))]
+
+
+def _queries(conversations: Iterable[Any], params: Mapping[str, Any]) -> Iterator[Query | VllmNbError]:
+    for conversation in conversations:
+        try:
+            yield Query.chat(conversation, params)
+        except VllmNbError as error:  # of this conversation alone; wrong params raise other errors
+            yield error
+
+
+def run_batch(
+    client: "AsyncEngineClient", conversations: Iterable[Any], concurrency: int, params: Mapping[str, Any]
+) -> list[Completion]:
+    """As `in_order`, without asyncio."""
+    return run_aside(lambda: in_order(client, conversations, concurrency, params))
+
+
+def run_aside(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on a thread and event loop of its own: a notebook's thread has a loop that runs already.
+
+    An interrupt cancels it and is passed on when it has ended.
+    """
+    results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = queue.SimpleQueue()
+
+    async def work() -> T:
+        task = asyncio.ensure_future(start())
+        ready.put((asyncio.get_running_loop(), task))
+        return await task
+
+    def run() -> None:
+        try:
+            results.put((asyncio.run(work()), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    thread = threading.Thread(target=run, name="vllm-nb-async", daemon=True)
+    thread.start()
+    try:
+        value, error = results.get()
+    except KeyboardInterrupt:
+        loop, task = ready.get()
+        with suppress(RuntimeError):  # it has ended meanwhile
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]  # there is one where there is no error
