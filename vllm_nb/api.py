@@ -133,6 +133,7 @@ class Engine:
         finally:
             checkpoint.close()
         self._capacity = core.runner.capacity
+        self.counts = core.stats
         self._vocab_size: int = core.runner.model.config.vocab_size
         self._loop = EngineLoop(core, self.config.max_queued_requests)
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = weakref.WeakKeyDictionary()
@@ -366,7 +367,7 @@ def _stats(core: EngineCore) -> dict[str, Any]:
     return {
         "running": len(scheduler.running),
         "waiting": len(scheduler.waiting),
-        "steps": core.steps,
+        "steps": core.stats.steps,
         "preemptions": scheduler.preemptions,
         "kv_blocks": {
             "total": blocks.num_blocks,

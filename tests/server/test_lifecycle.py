@@ -47,6 +47,7 @@ def test_while_it_loads_it_answers_with_the_progress(engine, serving):
     with serving(EngineHost(load)) as live, live.client() as client:
         while (health := client.get("/health").json())["progress"] is None:
             assert health["status"] == "loading"
+        assert client.get("/health").status_code == 503
         report = {"phase": "Loading weights", "done": 42.0, "total": 100, "unit": "tensors", "finished": False}
         assert health["progress"] == report
         assert (health["id"], health["model"], health["error"]) == ("test", None, None)

@@ -42,6 +42,12 @@ def test_the_token_must_match(authorization, expected):
     assert status(Policy(token=None), authorization=authorization) == 200
 
 
+def test_the_token_as_anthropics_clients_send_it():
+    assert status(SECRET, x_api_key="s3cret") == 200
+    assert status(SECRET, x_api_key="other") == 401
+    assert status(SECRET, x_api_key="s3cret", authorization="Bearer other") == 401
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1", "[::1]"])
 def test_names_of_this_machine_are_answered(host):
     assert status(Policy(), host=host) == 200

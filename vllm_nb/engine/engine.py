@@ -7,6 +7,7 @@ from vllm_nb.engine.events import EventLog, StepDone
 from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler, Samples
 from vllm_nb.engine.scheduler import Plan, Scheduler, TokenOutput
+from vllm_nb.engine.stats import EngineStats
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ class EngineCore:
         self.runner = runner
         self.sampler = sampler
         self.events = events
-        self.steps = 0
+        self.stats = EngineStats()
 
     def step(self) -> list[TokenOutput]:
         """Compute the next tokens of whoever is scheduled; what ended or went on in this step."""
@@ -40,7 +41,7 @@ class EngineCore:
             return self._fail(plan, error)
         self.runner.rows.append(plan, samples.tokens)
         outputs = _attach_logprobs(plan, samples, self.scheduler.update(plan, samples.tokens))
-        self.steps += 1
+        self.stats.count_step(plan.num_tokens, outputs, clock())
         if self.events.enabled:
             times = (scheduled - started, prepared - scheduled, forwarded - prepared, sampled - forwarded)
             self._emit_step(plan, times, clock() - sampled)
@@ -48,7 +49,7 @@ class EngineCore:
 
     def _fail(self, plan: Plan, error: Exception) -> list[TokenOutput]:
         """A forward pass failed (out of memory, say): whoever was in it ends with the error, the others go on."""
-        log.error("step %d failed; ending the %d requests in it", self.steps, len(plan.seqs), exc_info=error)
+        log.error("step %d failed; ending the %d requests in it", self.stats.steps, len(plan.seqs), exc_info=error)
         message = f"the model's forward pass failed: {type(error).__name__}: {error}"
         ended = []
         for seq in plan.seqs:
@@ -58,7 +59,7 @@ class EngineCore:
     def _emit_step(self, plan: Plan, times: tuple[float, float, float, float], update: float) -> None:
         batch = tuple(((s.request_id, s.index), n) for s, n in zip(plan.seqs, plan.num_tokens, strict=True))
         waiting = len(self.scheduler.waiting)
-        self.events.emit(StepDone(self.steps, batch, plan.budget, waiting, *times, update, time.monotonic()))
+        self.events.emit(StepDone(self.stats.steps, batch, plan.budget, waiting, *times, update, time.monotonic()))
 
 
 def _attach_logprobs(plan: Plan, samples: Samples, outputs: list[TokenOutput]) -> list[TokenOutput]:

@@ -5,21 +5,42 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from vllm_nb.errors import EngineDeadError, VllmNbError
-from vllm_nb.server import completions, inspect, measure, model_list, openai
+from vllm_nb.server import (
+    completions,
+    docs,
+    inspect,
+    measure,
+    metrics,
+    model_list,
+    openai,
+    tokens,
+    usage,
+)
 from vllm_nb.server.errors import add_error_handlers
 from vllm_nb.server.host import EngineHost
+from vllm_nb.server.openapi import add_openapi
 from vllm_nb.server.security import Policy, SecurityMiddleware
 from vllm_nb.server.watch import DRAIN, watch
 
 if TYPE_CHECKING:
     from vllm_nb.api import Engine
 
+_ROUTES = (
+    completions,
+    measure,
+    metrics,
+    model_list,
+    openai,
+    tokens,
+    usage,
+)
 _KEEP_ALIVE = 60  # seconds; longer than clients keep idle connections, so that they never meet a closing one
 _GIVE_UP = 10  # seconds for a client to take the end of an answer that was aborted
 
@@ -140,11 +161,19 @@ def create_app(
         yield
         watching.cancel()
 
-    # The documentation pages load scripts from a CDN: /openapi.json has the same without.
-    app = FastAPI(title="vllm_nb", lifespan=lifespan, docs_url=None, redoc_url=None)
-    for routes in (model_list, openai, completions, measure):
+    app = FastAPI(
+        title="vllm_nb",
+        version=version("vllm-nb"),
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from a CDN; docs.py makes one without
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for routes in _ROUTES:
         app.include_router(routes.create_router(host))
-    app.include_router(inspect.create_router(host, identity, stop))
+    app.include_router(inspect.create_router(host, policy, identity, stop))
+    app.include_router(docs.create_router(app))
+    add_openapi(app)
     app.add_middleware(SecurityMiddleware, policy=policy)
     add_error_handlers(app)
     return app

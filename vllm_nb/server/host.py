@@ -16,6 +16,7 @@ from vllm_nb.weights.hub import ModelRepo, resolve
 
 if TYPE_CHECKING:  # the engine brings torch, which is imported while the server already answers
     from vllm_nb.api import Engine
+    from vllm_nb.outputs import GenerationOutput
     from vllm_nb.streams import AsyncEngineStream
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class EngineHost:
         self.progress: progress.Report | None = None
         self.last_used = time.monotonic()
         self.started = time.time()
+        self.on_finished: list[Callable[[GenerationOutput], None]] = []  # called with each prompt's output at its end
         self._load = load
         self._active: dict[str, list[AsyncEngineStream]] = {}
 
@@ -160,6 +162,8 @@ class EngineHost:
             self.last_used = time.monotonic()
             for stream in streams:
                 stream.cancel()
+                for record in self.on_finished:
+                    record(stream.output)
 
     def abort(self, request_id: str) -> bool:
         """End a request; its answer so far is completed with finish_reason "abort". False for an unknown id."""

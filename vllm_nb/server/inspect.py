@@ -3,13 +3,14 @@
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from vllm_nb.server.host import EngineHost
+from vllm_nb.server.security import Policy
 
 
 class AbortRequest(BaseModel):
@@ -20,33 +21,47 @@ class IdleTimeout(BaseModel):
     seconds: float | None = Field(ge=0, allow_inf_nan=False)
 
 
-def create_router(host: EngineHost, identity: dict[str, Any], stop: Callable[[], None]) -> APIRouter:
+class Health(BaseModel):
+    """How the server is. Who has no key is told the status alone."""
+
+    status: Literal["loading", "ready", "failed"]
+
+
+def create_router(host: EngineHost, policy: Policy, identity: dict[str, Any], stop: Callable[[], None]) -> APIRouter:
     """identity: what /health adds to tell this server from others. stop: begins the shutdown."""
     router = APIRouter()
 
-    @router.get("/health")
-    async def health() -> JSONResponse:
+    @router.get("/health", response_model=Health, responses={503: {"model": Health}})
+    async def health(request: Request) -> JSONResponse:
+        """Whether requests are served: 200 if so, 503 while the model loads and after a failure."""
         body = host.health()
+        status = 200 if body["status"] == "ready" else 503
+        if not policy.knows(request.headers):
+            return JSONResponse({"status": body["status"]}, status)
         host.failure_told = host.failure_told or body["status"] == "failed"
-        return JSONResponse(identity | {"pid": os.getpid()} | body, 503 if body["status"] == "failed" else 200)
+        return JSONResponse(identity | {"pid": os.getpid()} | body, status)
 
     @router.get("/inspect/state")
     async def state() -> dict[str, Any]:
+        """Queues and KV blocks between two steps, and whether the books add up."""
         engine = host.require_engine()
         stats = await asyncio.to_thread(engine.stats)
         return stats | {"requests": host.in_flight, "integrity": await asyncio.to_thread(_integrity, engine)}
 
     @router.post("/inspect/abort")
     async def abort(body: AbortRequest) -> dict[str, bool]:
+        """End a request; its answer so far is completed."""
         return {"aborted": host.abort(body.request_id)}
 
     @router.post("/inspect/idle_timeout")
     async def idle_timeout(body: IdleTimeout) -> dict[str, float | None]:
+        """How long the server stays without requests; null: for ever."""
         host.idle_timeout = body.seconds
         return {"seconds": host.idle_timeout}
 
     @router.post("/inspect/shutdown")
     async def shutdown() -> dict[str, str]:
+        """End what runs, and the server."""
         host.abort_all()
         stop()
         return {"status": "stopping"}

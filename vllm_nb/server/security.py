@@ -17,13 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm_nb.server.errors import ApiError, path_of
 
 MAX_BODY = 32 * 2**20  # bytes
+OPEN_PATHS = frozenset({"/health"})  # need no key: a load balancer asks there
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
 class Policy:
-    """token: required on every route; None asks for none. hosts: names in the Host header that are answered; None
-    answers any, which is right only where a token is required. max_body: bytes."""
+    """token: required on every route but OPEN_PATHS; None asks for none. hosts: names in the Host header that are
+    answered; None answers any, which is right only where a token is required. max_body: bytes."""
 
     token: str | None = field(default=None, repr=False)
     hosts: frozenset[str] | None = _LOOPBACK_HOSTS
@@ -44,7 +45,7 @@ class Policy:
             )
         return cls(token, None)  # known by many names there, and no page can guess the token
 
-    def check(self, headers: Headers) -> None:
+    def check(self, headers: Headers, path: str = "") -> None:
         """Raises ApiError 401, 403 or 413."""
         host = headers.get("host", "")
         if self.hosts is not None and _hostname(host) not in self.hosts:
@@ -52,16 +53,20 @@ class Policy:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise ApiError(403, f"requests from pages of {origin} are not answered", "origin_not_allowed")
-        if self.token is not None and not self._token_matches(headers.get("authorization", "")):
+        if path not in OPEN_PATHS and not self.knows(headers):
             raise ApiError(401, "a valid API key is needed, as the header Authorization: Bearer KEY", "invalid_api_key")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self.max_body:
             raise _too_large(self.max_body)
 
-    def _token_matches(self, authorization: str) -> bool:
-        scheme, _, given = authorization.partition(" ")
-        matches = hmac.compare_digest(given.strip().encode(), (self.token or "").encode())
-        return matches and scheme.lower() == "bearer"
+    def knows(self, headers: Headers) -> bool:
+        """Whether the request carries the token, or none is needed."""
+        if self.token is None:
+            return True
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = headers.get("x-api-key", "")  # as Anthropic's clients send it
+        return hmac.compare_digest(given.strip().encode(), self.token.encode())
 
 
 class SecurityMiddleware:
@@ -75,7 +80,7 @@ class SecurityMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                self.policy.check(Headers(scope=scope))
+                self.policy.check(Headers(scope=scope), path_of(scope))
             except ApiError as error:
                 await error.response(path_of(scope))(scope, receive, send)
                 return
