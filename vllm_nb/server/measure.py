@@ -13,10 +13,12 @@ def create_router(host: EngineHost) -> APIRouter:
 
     @router.get("/inspect/memory")
     async def memory() -> dict[str, Any]:
+        """Bytes of weights and KV cache, and what there is."""
         return await asyncio.to_thread(host.require_engine().memory)
 
     @router.get("/inspect/machine")
     async def machine() -> dict[str, Any]:
+        """How fast this machine reads memory."""
         engine = host.require_engine()
         return {"read_bytes_per_second": await asyncio.to_thread(lambda: engine.read_rate)}
 
