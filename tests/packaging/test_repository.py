@@ -48,7 +48,7 @@ def test_no_source_file_is_too_long_to_read(repository_files, root):
 def test_every_test_file_is_collected(repository_files, root):
     """pytest finds test_*.py only: another name in tests/ would be a test that never runs."""
     named = [p for p in repository_files if p.is_relative_to(root / "tests") and p.suffix == ".py"]
-    helpers = {"conftest.py", "helpers.py"}
+    helpers = {"__init__.py", "conftest.py", "helpers.py"}
     assert not [str(p) for p in named if not p.name.startswith("test_") and p.name not in helpers]
 
 

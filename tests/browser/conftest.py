@@ -1,0 +1,166 @@
+"""A real Chromium, a real engine process and a real JupyterLab, each started once for this folder.
+
+`page` is a fresh tab that fails its test on errors of its scripts; `engine` is SmolLM2 in a process of its own;
+`lab.open(page, cells)` is a notebook in JupyterLab, whose kernel finds that engine.
+"""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from vllm_nb.client import process
+from vllm_nb.client.outcomes import Reused, Started
+from vllm_nb.client.runtime_dir import ENVIRONMENT_NAME
+
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+SECONDS = 60  # within which what is awaited must come; a busy machine is slow
+WIDE = {"width": 1280, "height": 800}
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=SECONDS * 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab of a fresh profile, 1280 pixels wide. What its scripts throw fails the test."""
+    errors: list[str] = []
+    with browser.new_context(viewport=WIDE, accept_downloads=True) as context:
+        context.set_default_timeout(SECONDS * 1000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
+        yield page
+    assert errors == []
+
+
+@pytest.fixture(scope="package")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the engines of these tests are known, and what they end with."""
+    folder = tmp_path_factory.mktemp("engines") / "runtime"
+    yield folder
+    with _known_in(folder):
+        process.stop(all=True)
+
+
+@contextmanager
+def _known_in(runtime: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENVIRONMENT_NAME, str(runtime))
+        yield
+
+
+@pytest.fixture(scope="package")
+def engine(runtime: Path) -> Iterator[Started | Reused]:
+    """SmolLM2, started as `%vllm start` would. `engine.client` has its url and token."""
+    with _known_in(runtime):
+        outcome = process.start("smollm2", max_model_len=4096)
+    assert isinstance(outcome, Started | Reused), outcome
+    with outcome.client:
+        yield outcome
+
+
+@dataclass
+class Lab:
+    """A JupyterLab server. `folder` is what it shows."""
+
+    url: str
+    token: str
+    folder: Path
+
+    def open(self, page: Page, cells: list[str], name: str = "test.ipynb") -> "Notebook":
+        """A new notebook with these code cells, alone in the window, its kernel ready."""
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+        nbformat.write(notebook, self.folder / name)
+        page.goto(f"{self.url}lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={self.token}")
+        expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_attached()
+        return Notebook(page)
+
+
+@dataclass
+class Notebook:
+    """A notebook open in JupyterLab."""
+
+    page: Page
+
+    def cell(self, number: int) -> Locator:
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+
+    def output(self, number: int) -> Locator:
+        """The output area of a cell."""
+        return self.cell(number).locator(".jp-OutputArea")
+
+    def start(self, number: int) -> None:
+        """Begin to execute a cell."""
+        self.cell(number).locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+
+    def run(self, number: int) -> Locator:
+        """Execute a cell and wait for its end; its output area."""
+        prompt = self.cell(number).locator(".jp-InputPrompt")
+        before = prompt.text_content()
+        self.start(number)
+        expect(prompt).not_to_have_text(before or "")
+        expect(prompt).to_have_text(_EXECUTED)
+        return self.output(number)
+
+
+_EXECUTED = re.compile(r"\[\d+\]:")
+
+
+@pytest.fixture(scope="package")
+def lab(runtime: Path, engine: Started | Reused, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab on a free port, with settings, kernels and files of its own."""
+    home = tmp_path_factory.mktemp("jupyter")
+    folders = {name: home / name.lower() for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
+    environment = os.environ | {ENVIRONMENT_NAME: str(runtime), "IPYTHONDIR": str(home / "ipython")}
+    environment |= {name: str(folder) for name, folder in folders.items()}
+    files, token = home / "notebooks", secrets.token_urlsafe(16)
+    files.mkdir()
+    settings = folders["JUPYTER_CONFIG_DIR"] / "lab/user-settings/@jupyterlab/apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    options = {
+        "ServerApp.port": 0,
+        "ServerApp.root_dir": files,
+        "IdentityProvider.token": token,
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(command, cwd=files, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield Lab(_address(server, folders["JUPYTER_RUNTIME_DIR"], home / "log"), token, files)
+    finally:
+        server.terminate()
+        server.wait(SECONDS)
+
+
+def _address(server: "subprocess.Popen[bytes]", runtime: Path, log: Path) -> str:
+    """What the server says of itself once it listens."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        for file in runtime.glob(f"jpserver-{server.pid}.json"):
+            return str(json.loads(file.read_text())["url"])
+        time.sleep(0.05)
+    pytest.fail(f"JupyterLab does not start: {log.read_text()}")
