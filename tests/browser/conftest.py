@@ -87,12 +87,13 @@ class Lab:
     token: str
     folder: Path
 
-    def open(self, page: Page, cells: list[str], name: str = "test.ipynb") -> "Notebook":
+    def open(self, page: Page, cells: list[str]) -> "Notebook":
         """A new notebook with these code cells, alone in the window, its kernel ready."""
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+        name = f"{secrets.token_hex(4)}.ipynb"
         nbformat.write(notebook, self.folder / name)
-        page.goto(f"{self.url}lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={self.token}")
+        page.goto(f"{self.url}lab/workspaces/{name.removesuffix('.ipynb')}/tree/{name}?token={self.token}")
         expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_attached()
         return Notebook(page)
 
@@ -137,9 +138,7 @@ def lab(runtime: Path, engine: Started | Reused, tmp_path_factory: pytest.TempPa
     environment |= {name: str(folder) for name, folder in folders.items()}
     files, token = home / "notebooks", secrets.token_urlsafe(16)
     files.mkdir()
-    settings = folders["JUPYTER_CONFIG_DIR"] / "lab/user-settings/@jupyterlab/apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    _ask_nothing(folders["JUPYTER_CONFIG_DIR"])
     options = {
         "ServerApp.port": 0,
         "ServerApp.root_dir": files,
@@ -154,6 +153,17 @@ def lab(runtime: Path, engine: Started | Reused, tmp_path_factory: pytest.TempPa
     finally:
         server.terminate()
         server.wait(SECONDS)
+
+
+def _ask_nothing(config: Path) -> None:
+    """Settings that keep dialogs away: the news, and which kernel to start when the page is faster than the server."""
+    for extension, plugin, settings in (
+        ("apputils", "notification", {"fetchNews": "false", "checkForUpdates": False}),
+        ("notebook", "tracker", {"autoStartDefaultKernel": True}),
+    ):
+        folder = config / f"lab/user-settings/@jupyterlab/{extension}-extension"
+        folder.mkdir(parents=True)
+        (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(settings))
 
 
 def _address(server: "subprocess.Popen[bytes]", runtime: Path, log: Path) -> str:
