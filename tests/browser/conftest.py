@@ -94,7 +94,7 @@ class Lab:
         name = f"{secrets.token_hex(4)}.ipynb"
         nbformat.write(notebook, self.folder / name)
         page.goto(f"{self.url}lab/workspaces/{name.removesuffix('.ipynb')}/tree/{name}?token={self.token}")
-        expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_attached()
+        expect(page.locator("#jp-main-statusbar")).to_contain_text("(ipykernel) | Idle")
         return Notebook(page)
 
 
@@ -112,9 +112,9 @@ class Notebook:
         return self.cell(number).locator(".jp-OutputArea")
 
     def start(self, number: int) -> None:
-        """Begin to execute a cell."""
-        self.cell(number).locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
+        """Begin to execute a cell. By the button: a key may come before the page has put the focus."""
+        self.cell(number).locator(".jp-InputPrompt").click()
+        self.page.locator(_RUN_BUTTON).click()
 
     def run(self, number: int) -> Locator:
         """Execute a cell and wait for its end; its output area."""
@@ -126,6 +126,7 @@ class Notebook:
         return self.output(number)
 
 
+_RUN_BUTTON = "jp-button[data-command='notebook:run-cell-and-select-next']"
 _EXECUTED = re.compile(r"\[\d+\]:")
 
 
