@@ -3,7 +3,8 @@
 import pytest
 
 from vllm_nb.client.completion import Completion, RequestTimings
-from vllm_nb.outputs import StreamItem, Usage
+from vllm_nb.messages import ChatMessage, ToolCall
+from vllm_nb.outputs import StreamItem, ToolCallDelta, Usage
 
 
 def completion(*texts: str, reason: str | None = "stop", cached: int = 32, tokens: int = 12) -> Completion:
@@ -58,3 +59,20 @@ def test_it_shows_markdown_with_the_summary_and_plain_text():
 def test_a_code_block_cut_off_does_not_swallow_the_summary(text, closed):
     markdown = completion(text)._repr_mimebundle_()["text/markdown"]
     assert markdown.startswith(f"{text}\n```\n\n<small>" if closed else f"{text}\n\n<small>")
+
+
+def test_reasoning_and_calls_come_in_pieces_and_stand_beside_the_text():
+    result = Completion()
+    result.add(StreamItem("r", 0, "", [1], reasoning="<b>Let me"))
+    result.add(StreamItem("r", 0, "", [2], reasoning=" see."))
+    result.add(StreamItem("r", 0, "Well.", [3]))
+    result.add(StreamItem("r", 0, "", [4], tool_calls=[ToolCallDelta(0, "c1", "depth", '{"of"')]))
+    result.add(StreamItem("r", 0, "", [5], tool_calls=[ToolCallDelta(0, None, None, ': "sea"}')]))
+    result.add(StreamItem("r", 0, "", [6], tool_calls=[ToolCallDelta(1, "c2", "tide")]))
+    calls = [ToolCall("c1", "depth", '{"of": "sea"}'), ToolCall("c2", "tide", "")]
+    assert (result.text, result.reasoning, result.tool_calls) == ("Well.", "<b>Let me see.", calls)
+    assert result.message == ChatMessage("assistant", "Well.", tuple(calls), reasoning_content="<b>Let me see.")
+    shown = result._repr_mimebundle_()["text/markdown"]
+    assert "<summary>Reasoning</summary>" in shown
+    assert "&lt;b&gt;Let me" in shown
+    assert 'depth({"of": "sea"})' in shown

@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "Invalid URL")
         if unknown := request.keys() - FIELDS:
             return self.refuse(400, f"Unrecognized request argument supplied: {min(unknown)}")
+        self.server.last_request = request
         head = {"id": "chatcmpl-1", "model": request["model"]}
         usage = {"prompt_tokens": 3, "completion_tokens": 2}
         if not request.get("stream"):
@@ -57,12 +58,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Url(str):
+    def __new__(cls, text: str, server: ThreadingHTTPServer):
+        url = super().__new__(cls, text)
+        url.server = server
+        return url
+
+
 @pytest.fixture(scope="module")
 def url():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
+    yield Url(f"http://127.0.0.1:{server.server_port}/v1", server)
     server.shutdown()
     thread.join()
     server.server_close()
@@ -87,6 +95,19 @@ def test_what_only_our_engine_can_do_says_so(url):
         assert client.abort("x") is False
         with pytest.raises(VllmNbError, match="Unrecognized request argument supplied: top_k"):
             client.chat("Hello", top_k=5)
+
+
+def test_structured_output_and_tools_are_asked_for_in_openais_fields(url):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "depth", "description": "", "parameters": schema}}
+    with vllm_nb.connect(url, token="key") as client:
+        client.chat("x", structured_outputs={"json": schema}, tools=[tool])
+        assert url.server.last_request["response_format"]["json_schema"]["schema"] == schema
+        assert url.server.last_request["tools"] == [tool]
+        client.chat("x", structured_outputs={"json_object": True})
+        assert url.server.last_request["response_format"] == {"type": "json_object"}
+        with pytest.raises(VllmNbError, match="Unrecognized request argument supplied: structured_outputs"):
+            client.chat("x", structured_outputs={"choice": ["a", "b"]})
 
 
 def test_a_wrong_key(url):

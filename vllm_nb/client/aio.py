@@ -47,7 +47,7 @@ class AsyncEngineClient(BaseClient):
 
     async def answer(self, query: Query) -> Completion:
         """In one piece: a stream would cost a message a token."""
-        body = query.body(await self.model(), stream=False, with_ids=await self.ours())
+        body = query.body(await self.model(), stream=False, ours=await self.ours())
         reply = await self._call("POST", query.path, body, timeout=None)
         return AnswerReader(self, Completion().of(query, self.sync)).whole(reply)
 
@@ -166,7 +166,7 @@ class AsyncChatStream:
     async def __aenter__(self) -> Self:
         """Sends the request. Raises RequestError, QueueFullError, EngineDeadError."""
         query = self._query
-        body = query.body(await self._client.model(), stream=True, with_ids=await self._client.ours())
+        body = query.body(await self._client.model(), stream=True, ours=await self._client.ours())
         response = await self._client.send("POST", query.path, body, stream=True)
         self._response = response
         if response.status_code != 200:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_nb.client.base import BaseClient
 from vllm_nb.client.completion import Completion, RequestTimings
-from vllm_nb.outputs import StreamItem, TokenLogprob, Usage
+from vllm_nb.outputs import StreamItem, TokenLogprob, ToolCallDelta, Usage
 
 
 class EventSplitter:
@@ -37,7 +37,7 @@ class AnswerReader:
         """What a piece of the stream says. Raises the exception that the server sends in its place."""
         for event in self._splitter.feed(piece):
             if "error" in event:
-                raise self._client.error(_status(event["error"]), event["error"])
+                raise self._client.error(error_status(event["error"]), event["error"])
             yield from self._take(event)
 
     def check_complete(self) -> None:
@@ -68,22 +68,39 @@ class AnswerReader:
                 item.prompt_logprobs = [None if entry is None else _logprob(entry) for entry in prompt_logprobs]
                 prompt_logprobs = None
             completion.add(item)
-            if item.text or item.token_ids or item.finish_reason or item.prompt_logprobs:
+            if _says_something(item):
                 yield item
+
+
+def _says_something(item: StreamItem) -> bool:
+    return bool(
+        item.text or item.token_ids or item.finish_reason or item.prompt_logprobs or item.reasoning or item.tool_calls
+    )
 
 
 def _item(request_id: str, choice: Mapping[str, Any]) -> StreamItem:
     """From a choice of either dialect: chat has a delta, completions a text."""
     logprobs, token_ids = choice.get("logprobs") or {}, choice.get("token_ids") or []
     entries = _text_logprobs(logprobs, token_ids) if "tokens" in logprobs else logprobs.get("content")
+    delta = choice.get("delta") or {}
     return StreamItem(
         request_id,
         choice.get("index", 0),
-        (choice.get("delta") or {}).get("content") or choice.get("text") or "",
+        delta.get("content") or choice.get("text") or "",
         token_ids,
         None if entries is None else [_logprob(entry) for entry in entries],
         choice.get("finish_reason"),
         choice.get("stop_reason"),
+        reasoning=delta.get("reasoning_content") or delta.get("reasoning") or "",
+        tool_calls=[_tool_call(place, call) for place, call in enumerate(delta.get("tool_calls") or ())],
+    )
+
+
+def _tool_call(place: int, call: Mapping[str, Any]) -> ToolCallDelta:
+    """A piece of a call; whole calls are not numbered but stand in order."""
+    function = call.get("function") or {}
+    return ToolCallDelta(
+        call.get("index", place), call.get("id"), function.get("name"), function.get("arguments") or ""
     )
 
 
@@ -110,12 +127,13 @@ def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Usage(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), cached)
+    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return Usage(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), cached, reasoning)
 
 
 _STATUS = {"engine_dead": 503, "queue_full": 503, "invalid_value": 400}
 
 
-def _status(error: Any) -> int:
+def error_status(error: Any) -> int:
     """The HTTP status that the error would have had before the stream began."""
     return _STATUS.get(str(error.get("code")), 500) if isinstance(error, Mapping) else 500

@@ -3,12 +3,13 @@
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from vllm_nb.chat import ChatOptions, Tool
 from vllm_nb.errors import EngineDeadError, GenerationError, QueueFullError, RequestError, VllmNbError
 from vllm_nb.messages import as_messages
-from vllm_nb.sampling import SamplingParams
+from vllm_nb.sampling import SamplingParams, StructuredOutputs
 
 SHORT = 10.0  # seconds, for what an engine answers at once
 ABORT = 2.0  # seconds; an interrupted user does not wait longer
@@ -19,25 +20,25 @@ class Query:
     """One request, so that it can be sent and sent again.
 
     content: a conversation as OpenAI's dictionaries, or, for the model to continue it as it is, a text or token ids.
-    params: fields of SamplingParams, and `model`.
+    params: fields of SamplingParams and, for a conversation, of ChatOptions; and `model`.
     """
 
     content: list[dict[str, Any]] | str | list[int]
     params: Mapping[str, Any]
+    wire: Mapping[str, Any] = field(repr=False)  # the same as the API has it
 
     @classmethod
     def chat(cls, messages: Any, params: Mapping[str, Any]) -> "Query":
         """Raises RequestError for messages, TypeError and ValueError for params that can't be right."""
-        _wire_params(params)
-        return cls([message.to_dict() for message in as_messages(messages)], params)
+        wire = _wire_params(params, chat=True)
+        return cls([message.to_dict() for message in as_messages(messages)], params, wire)
 
     @classmethod
     def text(cls, prompt: str | list[int], params: Mapping[str, Any]) -> "Query":
         """As `chat`, without the chat template."""
         if not prompt:
             raise RequestError("the prompt is empty: give a text or token ids")
-        _wire_params(params)
-        return cls(prompt, params)
+        return cls(prompt, params, _wire_params(params, chat=False))
 
     @property
     def is_chat(self) -> bool:
@@ -47,34 +48,70 @@ class Query:
     def path(self) -> str:
         return "/v1/chat/completions" if self.is_chat else "/v1/completions"
 
-    def body(self, model: str, *, stream: bool, with_ids: bool) -> dict[str, Any]:
-        """with_ids: ask for token ids too, which only some servers know."""
-        body = {"model": self.params.get("model") or model} | _wire_params(self.params)
+    def body(self, model: str, *, stream: bool, ours: bool) -> dict[str, Any]:
+        """ours: the server is one of ours, which knows more fields than OpenAI's, and sends token ids."""
+        body: dict[str, Any] = {"model": self.params.get("model") or model}
+        body |= self.wire if ours else _standard(self.wire)
         if not self.is_chat:
             body = {"max_tokens": None} | body  # else OpenAI's 16
         elif "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": body["logprobs"]}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        if with_ids:
+        if ours:
             body["return_token_ids"] = True
         return body | {"messages" if self.is_chat else "prompt": self.content}
 
 
 _SAMPLING = {f.name: f.default for f in fields(SamplingParams)}
+_CHAT = {f.name: f.default for f in fields(ChatOptions)}
 
 
-def _wire_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's fields for those of SamplingParams, checked before anything is sent."""
-    given = {name: value for name, value in params.items() if name != "model"}
-    for name in given:
-        if name not in _SAMPLING:
-            near = difflib.get_close_matches(name, _SAMPLING, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_SAMPLING)}"
+def _wire_params(params: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
+    """The API's fields for those of SamplingParams and ChatOptions, checked before anything is sent."""
+    known = _SAMPLING | _CHAT if chat else _SAMPLING
+    for name in params:
+        if name not in known and name != "model":
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise TypeError(f"unknown parameter {name!r}; {hint}")
-    checked = SamplingParams(**given)
+    return _changed(SamplingParams, _SAMPLING, params) | (_chat_fields(params) if chat else {})
+
+
+def _changed(kind: Any, defaults: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not as they would be anyway."""
+    given = {name: value for name, value in params.items() if name in defaults}
+    checked = kind(**given)
     values = {name: getattr(checked, name) for name in given}
-    return {name: value for name, value in values.items() if value != _SAMPLING[name]}
+    return {name: _plain(value) for name, value in values.items() if value != defaults[name]}
+
+
+def _chat_fields(params: Mapping[str, Any]) -> dict[str, Any]:
+    wire = _changed(ChatOptions, _CHAT, params)
+    template = dict(wire.pop("template_kwargs", {}))
+    if "enable_thinking" in wire:
+        template["enable_thinking"] = wire.pop("enable_thinking")
+    return wire | ({"chat_template_kwargs": template} if template else {})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return value.to_dict() if isinstance(value, StructuredOutputs | Tool) else value
+
+
+def _standard(wire: Mapping[str, Any]) -> dict[str, Any]:
+    """In OpenAI's fields, as far as they can say it."""
+    structured = wire.get("structured_outputs")
+    if not isinstance(structured, Mapping) or not structured.keys() & {"json", "json_object"}:
+        return dict(wire)
+    schema = {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": True, "schema": structured.get("json")},
+    }
+    rest = {name: value for name, value in wire.items() if name != "structured_outputs"}
+    return rest | {"response_format": schema if "json" in structured else {"type": "json_object"}}
 
 
 class BaseClient:

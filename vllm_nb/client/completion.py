@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from vllm_nb.outputs import Choice, StreamItem, TokenLogprob, Usage
+from vllm_nb.errors import RequestError
+from vllm_nb.messages import ChatMessage, ToolCall
+from vllm_nb.outputs import Choice, StreamItem, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from vllm_nb.client.base import Query
@@ -34,6 +36,11 @@ class _Asked:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_origin"}
+
+    def _asked(self) -> "tuple[Query, EngineClient]":
+        if self._origin is None:
+            raise RequestError("this completion does not know its engine any more (it was copied or loaded)")
+        return self._origin
 
 
 @dataclass
@@ -67,6 +74,20 @@ class Completion(_Asked):
         return self.choices[0].logprobs
 
     @property
+    def reasoning(self) -> str:
+        """What the model thought before it answered; not part of the text."""
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self.choices[0].tool_calls
+
+    @property
+    def message(self) -> ChatMessage:
+        """The answer as a turn, to go on with the conversation."""
+        return self.choices[0].message
+
+    @property
     def finish_reason(self) -> str | None:
         return self.choices[0].finish_reason
 
@@ -81,7 +102,10 @@ class Completion(_Asked):
             self.choices.append(Choice(len(self.choices)))
         choice = self.choices[item.index]
         choice.text += item.text
+        choice.reasoning += item.reasoning
         choice.token_ids += item.token_ids
+        for piece in item.tool_calls:
+            _add_call(choice.tool_calls, piece)
         if item.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + item.logprobs
         if item.prompt_logprobs is not None:
@@ -93,6 +117,26 @@ class Completion(_Asked):
         """Every choice that has not ended was cut off."""
         for choice in self.choices:
             choice.finish_reason = choice.finish_reason or "abort"
+
+    def retry(self, **changes: Any) -> "Completion":
+        """The same asked again, with these parameters changed; None takes one away. Raises as EngineClient.chat."""
+        from vllm_nb.client.branching import retry
+
+        query, client = self._asked()
+        return retry(query, client, changes)
+
+    def fork(self, at_token: int, token: int | str | None = None, *, choice: int = 0, **changes: Any) -> "Completion":
+        """This answer up to its token number `at_token`, then another token and what the model writes after that.
+
+        token: an id, or a text that is one token; None: the likeliest one that was not taken, where the answer was
+        asked for with logprobs. changes: parameters. What stays is in the engine's prefix cache, so it costs nothing.
+        Raises RequestError where that cannot be, and as EngineClient.generate.
+        """
+        from vllm_nb.client.branching import fork
+
+        query, client = self._asked()
+        forked = fork(self, client, {**query.params, **changes}, at_token, token, choice)
+        return forked.of(query, client)
 
     @property
     def summary(self) -> str:
@@ -125,7 +169,7 @@ class Completion(_Asked):
         texts = [choice.text for choice in self.choices]
         if self.verbatim:
             return {"text/plain": "\n\n".join(texts), "text/html": self._html(texts)}
-        markdown = "\n\n---\n\n".join(_closed(text) for text in texts)
+        markdown = "\n\n---\n\n".join(_markdown(choice) for choice in self.choices)
         return {
             "text/plain": "\n\n".join(texts),
             "text/markdown": f"{markdown}\n\n<small>{self.summary}</small>",
@@ -134,6 +178,28 @@ class Completion(_Asked):
     def _html(self, texts: list[str]) -> str:
         blocks = (f'<div style="white-space:pre-wrap">{html.escape(text)}</div>' for text in texts)
         return f"{'<hr>'.join(blocks)}<p><small>{html.escape(self.summary)}</small></p>"
+
+
+def _add_call(calls: list[ToolCall], piece: ToolCallDelta) -> None:
+    while len(calls) <= piece.index:
+        calls.append(ToolCall("", "", ""))
+    call = calls[piece.index]
+    calls[piece.index] = ToolCall(
+        call.id or piece.id or "", call.name or piece.name or "", call.arguments + piece.arguments
+    )
+
+
+def _markdown(choice: Choice) -> str:
+    """The reasoning folded away, the text, and the calls as code."""
+    blocks = []
+    if choice.reasoning:
+        thought = html.escape(choice.reasoning.strip())
+        body = f'<div style="white-space:pre-wrap">{thought}</div>'
+        blocks.append(f"<details><summary>Reasoning</summary>{body}</details>".replace("\n\n", "\n&#10;"))
+    if choice.text:
+        blocks.append(_closed(choice.text))
+    blocks += [f"```\n{call.name}({call.arguments})\n```" for call in choice.tool_calls]
+    return "\n\n".join(blocks)
 
 
 def _closed(markdown: str) -> str:

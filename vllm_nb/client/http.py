@@ -9,7 +9,7 @@ with client.stream("Hello") as stream:
 `client.aio` is the same for asyncio, `client.openai()` a client of OpenAI's own library.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -81,6 +81,15 @@ class EngineClient(BaseClient):
         from vllm_nb.client.openai_sdk import make_client
 
         return make_client(self, "OpenAI", "DefaultHttpxClient", options)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text as it is."""
+        return list(self._call("POST", "/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"])
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, without special ones such as <|im_end|>."""
+        body = {"tokens": list(token_ids), "skip_special_tokens": True}
+        return str(self._call("POST", "/detokenize", body)["prompt"])
 
     # Look and end
 
@@ -165,7 +174,7 @@ class EngineClient(BaseClient):
             raise self.failure(error) from None
 
     def _call(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float = SHORT
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: float | None = SHORT
     ) -> dict[str, Any]:
         response = self.send(method, path, body, timeout=timeout)
         return self._payload(path, response.status_code, response.headers, response.read())

@@ -41,7 +41,7 @@ class ChatStream:
     def __enter__(self) -> Self:
         """Sends the request. Raises RequestError, QueueFullError, EngineDeadError."""
         query = self._query
-        body = query.body(self._client.model, stream=True, with_ids=self._client.ours)
+        body = query.body(self._client.model, stream=True, ours=self._client.ours)
         response = self._client.send("POST", query.path, body, stream=True)
         self._response = response
         if response.status_code != 200:

@@ -101,6 +101,7 @@ def create_router(host: EngineHost) -> APIRouter:
             n=body.n or 1,
             include_usage=body.include_usage,
             with_ids=body.return_token_ids,
+            prompt_token_ids=streams[0].output.prompt_token_ids,
             with_logprobs=body.logprobs is not None,
             with_prompt_logprobs=body.prompt_logprobs is not None,
             only_scores=body.only_scores,

@@ -26,6 +26,7 @@ def create_router(host: EngineHost) -> APIRouter:
             n=body.n or 1,
             include_usage=body.include_usage,
             with_ids=body.return_token_ids,
+            prompt_token_ids=streams[0].output.prompt_token_ids,
         )
         return await answer(host, request, streams, form, streamed=bool(body.stream))
 

@@ -31,6 +31,7 @@ class Format:
     n: int = 1
     include_usage: bool = False
     with_ids: bool = False
+    prompt_token_ids: Sequence[int] = ()  # with_ids: of the first prompt, for the first chunk
     with_prompt_logprobs: bool = True  # where the engine gives them
     created: int = field(default_factory=lambda: int(time.time()))
     _sent: dict[int, int] = field(default_factory=dict, init=False)  # characters of each choice that has begun
@@ -45,9 +46,12 @@ class Format:
             extras: dict[str, Any] = {"usage": None} if self.include_usage else {}
             if self.with_prompt_logprobs and item.prompt_logprobs is not None:
                 extras["prompt_logprobs"] = self._prompt_logprobs(item.prompt_logprobs)
+            if self.with_ids and not self._sent:
+                extras["prompt_token_ids"] = self.prompt_token_ids
             for choice in self._pieces(prompt * self.n + item.index, item):
                 found.append(self._head(self.chunk_kind) | {"choices": [choice]} | extras)
                 extras.pop("prompt_logprobs", None)
+                extras.pop("prompt_token_ids", None)
         return found
 
     def last_chunks(self, chunks: list[dict[str, Any]], usage: Usage, timings: Timings) -> list[dict[str, Any]]:
