@@ -23,13 +23,14 @@ import numpy as np
 
 from vllm_nb.chat import ChatOptions
 from vllm_nb.config import EngineConfig
+from vllm_nb.embeddings import EmbeddingRequest
 from vllm_nb.engine.bandwidth import read_rate
 from vllm_nb.engine.build import build_core, predict_memory
-from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import Event
 from vllm_nb.engine.loop import Channel, EngineLoop
 from vllm_nb.engine.memory import measure_memory
-from vllm_nb.engine.sequence import Sequence
+from vllm_nb.engine.sequence import Pooling, Sequence
+from vllm_nb.engine.stats import snapshot
 from vllm_nb.errors import GenerationError, RequestError
 from vllm_nb.messages import ChatMessage, as_messages
 from vllm_nb.outputs import GenerationOutput
@@ -135,6 +136,7 @@ class Engine:
         self._capacity = core.runner.capacity
         self.counts = core.stats
         self._vocab_size: int = core.runner.model.config.vocab_size
+        self._hidden_size: int = core.runner.model.config.hidden_size
         self._loop = EngineLoop(core, self.config.max_queued_requests)
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = weakref.WeakKeyDictionary()
 
@@ -197,6 +199,33 @@ class Engine:
             channel.close(stream.request_id)
             raise
         return stream
+
+    def embed(
+        self, inputs: Prompt | str | Seq[Prompt | str], *, pooling: Pooling = "mean", dimensions: int | None = None
+    ) -> np.ndarray:
+        """The embedding of a text, float32 [dimensions], or of each of several, [n, dimensions]; vectors have length 1.
+
+        pooling: "mean" over the final hidden states of all tokens, or the "last" token's. dimensions: take the first so
+        many. Raises RequestError, GenerationError, QueueFullError, EngineDeadError.
+        """
+        if isinstance(inputs, str | Prompt):
+            return self.embed([inputs], pooling=pooling, dimensions=dimensions)[0]
+        return self.embedding_request(inputs, pooling, dimensions).run().vectors
+
+    def embedding_request(
+        self, inputs: Seq[Prompt | str], pooling: Pooling = "mean", dimensions: int | None = None
+    ) -> EmbeddingRequest:
+        """As `embed`, to be started by `run` or `arun`, with the usage in its result."""
+        prompts = [Prompt(text=i, parse_special=False) if isinstance(i, str) else i for i in inputs]
+        return EmbeddingRequest(
+            self._loop,
+            [self.encode(prompt) for prompt in prompts],
+            pooling=pooling,
+            dimensions=dimensions,
+            window=max(1, self.config.max_queued_requests // 2),
+            max_len=self._capacity.max_model_len,
+            size=self._hidden_size,
+        )
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it was started; unknown ids are ignored."""
@@ -301,7 +330,7 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counts between two steps: queues, KV blocks, steps, preemptions."""
-        return self._loop.call(_stats)
+        return self._loop.call(snapshot)
 
     def memory(self) -> dict[str, Any]:
         """Bytes by what they are for: "predicted" before the model was loaded (engine.memory.MemoryPlan), "measured"
@@ -360,21 +389,3 @@ def _chat_options(options: dict[str, Any]) -> ChatOptions:
     if chat.must_call:
         raise RequestError("tool_choice must be auto or none: forced calls are not built yet")
     return chat
-
-
-def _stats(core: EngineCore) -> dict[str, Any]:
-    scheduler, blocks = core.scheduler, core.scheduler.blocks
-    return {
-        "running": len(scheduler.running),
-        "waiting": len(scheduler.waiting),
-        "steps": core.stats.steps,
-        "preemptions": scheduler.preemptions,
-        "kv_blocks": {
-            "total": blocks.num_blocks,
-            "free": blocks.num_free,
-            "used": blocks.num_blocks - blocks.num_free,
-            "cached": blocks.num_stored,
-            "evictions": blocks.evictions,
-            "block_size": blocks.block_size,
-        },
-    }

@@ -18,7 +18,8 @@ from vllm_nb.response import Response
 Outputs = list[TokenOutput] | None
 
 
-def _check_alive(outputs: Outputs, loop: EngineLoop) -> list[TokenOutput]:
+def check_alive(outputs: Outputs, loop: EngineLoop) -> list[TokenOutput]:
+    """The outputs of a step. Raises EngineDeadError when the channel says that there will be none."""
     if outputs is None:
         loop.raise_if_dead()
         raise EngineDeadError("the engine has stopped; build a new one")
@@ -56,7 +57,7 @@ class EngineStream:
             while not self._items:
                 if self._response.finished:
                     raise StopIteration
-                self._items = self._response.receive(_check_alive(self.channel.get(), self._loop))[::-1]
+                self._items = self._response.receive(check_alive(self.channel.get(), self._loop))[::-1]
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -136,9 +137,9 @@ class AsyncEngineStream:
             self._channel.close(self.request_id)
             raise StopAsyncIteration
         try:
-            outputs = [*_check_alive(await self._queue.get(), self._loop)]
+            outputs = [*check_alive(await self._queue.get(), self._loop)]
             while not self._queue.empty():
-                outputs += _check_alive(self._queue.get_nowait(), self._loop)
+                outputs += check_alive(self._queue.get_nowait(), self._loop)
             return self._response.receive(outputs)
         except BaseException:
             self.cancel()
@@ -180,7 +181,7 @@ class Collector:
 
     def _receive(self) -> None:
         by_request: defaultdict[str, list[TokenOutput]] = defaultdict(list)
-        for output in _check_alive(self._queue.get(), self._loop):
+        for output in check_alive(self._queue.get(), self._loop):
             by_request[output.seq.request_id].append(output)
         for request_id, outputs in by_request.items():
             response = self._open.get(request_id)

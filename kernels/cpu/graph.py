@@ -1,7 +1,7 @@
 """A model's forward pass as one call.
 
     graph = capture(model.forward, batch, kv)      # batch: static buffers of the largest size
-    logits = graph.replay(num_tokens, num_seqs, num_logits)
+    logits, hidden = graph.replay(num_tokens, num_seqs, num_logits)
 
 The model's Python runs once. Row counts are not baked in: instructions say "a row for each token" or "for each row of
 logits", so one graph serves every batch up to the buffers' size, prompts and decoding alike.
@@ -17,10 +17,10 @@ from vllm_nb.kernels.cpu.program import Capture, start_capture
 
 
 class Graph:
-    """output: the logits of the last replay, [max rows, vocabulary]; static memory."""
+    """logits [max rows, vocabulary], hidden [max tokens, K]: those of the last replay; static memory."""
 
-    def __init__(self, program: Capture, output: Tensor):
-        self.output = output
+    def __init__(self, program: Capture, logits: Tensor, hidden: Tensor):
+        self.logits, self.hidden = logits, hidden
         self._program = program
         self._code = program.assembled()
 
@@ -29,10 +29,11 @@ class Graph:
         """Memory of all results between the ops, at the largest batch."""
         return self._program.bytes
 
-    def replay(self, num_tokens: int, num_seqs: int, num_logits: int) -> Tensor:
-        """Run the pass on what the batch's buffers hold now. Returns output[:num_logits], valid until the next call."""
+    def replay(self, num_tokens: int, num_seqs: int, num_logits: int) -> tuple[Tensor, Tensor]:
+        """Run the pass on what the batch's buffers hold now. Returns (logits[:num_logits], hidden[:num_tokens]), valid
+        until the next call."""
         self._program.state.team.run(self._code, num_tokens, num_seqs, num_logits)
-        return self.output[:num_logits]
+        return self.logits[:num_logits], self.hidden[:num_tokens]
 
     def profile(self, num_tokens: int, num_seqs: int, num_logits: int, repeats: int = 10) -> dict[str, float]:
         """Share of a step's time by kernel, measured on the first thread, waiting included."""
@@ -45,13 +46,14 @@ class Graph:
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
-def capture(forward: Callable[[Any, Sequence[Any]], Tensor], batch: Any, kv: Sequence[Any]) -> Graph:
-    """Record forward(batch, kv) over the batch's buffers, without computing anything."""
+def capture(forward: Callable[[Any, Sequence[Any]], tuple[Tensor, Tensor]], batch: Any, kv: Sequence[Any]) -> Graph:
+    """Record forward(batch, kv), which gives logits and hidden states, over the batch's buffers, without computing
+    anything."""
     program = Capture()
     start_capture(program)
     try:
-        output = forward(batch, kv)
+        logits, hidden = forward(batch, kv)
     finally:
         start_capture(None)
     program.keep(batch, kv, forward)
-    return Graph(program, output)
+    return Graph(program, logits, hidden)

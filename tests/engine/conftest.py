@@ -113,6 +113,7 @@ def new_sequence(
     max_tokens: int = 8,
     stop_ids: tuple[int, ...] = (),
     leader: Sequence | None = None,
+    pooling: str | None = None,
 ) -> Sequence:
     return Sequence.new(
         np.array(prompt, np.int32),
@@ -124,6 +125,7 @@ def new_sequence(
         stop_ids=frozenset(stop_ids),
         arrived=0.0,
         leader=leader,
+        pooling=pooling,
     )
 
 
@@ -166,13 +168,13 @@ class PoisonedModel:
     def __init__(self, model, poison: int):
         self._model, self._poison, self.config = model, poison, model.config
 
-    def forward(self, batch: Batch, kv: list) -> torch.Tensor:
-        logits = self._model.forward(batch, kv)
+    def forward(self, batch: Batch, kv: list) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, hidden = self._model.forward(batch, kv)
         starts = batch.query_start_loc.tolist()
         for s in range(batch.num_seqs):
             if self._poison in batch.token_ids[starts[s] : starts[s + 1]].tolist():
                 logits[s] = torch.nan
-        return logits
+        return logits, hidden
 
 
 @pytest.fixture(scope="session")

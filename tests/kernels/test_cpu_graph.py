@@ -46,7 +46,9 @@ class Captured:
 
     def replay(self, sequences):
         batch = self.fill(sequences)
-        return self.graph.replay(batch.num_tokens, batch.num_seqs, batch.num_logits).clone()
+        logits, hidden = self.graph.replay(batch.num_tokens, batch.num_seqs, batch.num_logits)
+        self.hidden = hidden
+        return logits.clone()
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +84,9 @@ def test_a_graph_computes_what_the_ops_compute(model, request):
     captured = request.getfixturevalue(model)
     for sequences in ([(random_tokens(50, 1), 0, [1, 2, 3, 4])], [(random_tokens(1, 2), 50, [1, 2, 3, 4])]):
         replayed = captured.replay(sequences)
-        eager = captured.model.forward(captured.fill(sequences), captured.kv)
+        eager, hidden = captured.model.forward(captured.fill(sequences), captured.kv)
         assert torch.equal(replayed, eager)
+        assert torch.equal(captured.hidden, hidden)
 
 
 @pytest.mark.parametrize("model", ["smollm2", "gemma3"])

@@ -61,7 +61,7 @@ class PagedRun:
             max_query_len=max(map(len, chunks.values())),
             max_seq_len=max(seq_lens),
         )
-        logits = self.model.forward(batch, self.kv)
+        logits, _ = self.model.forward(batch, self.kv)
         assert logits.shape == (len(wanted), self.model.config.vocab_size)
         sizes = [1] * len(rows) if last_only else [len(chunk) for chunk in chunks.values()]
         return dict(zip(rows, logits.split(sizes), strict=True))

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 # The modules of the package's root that make up `api`.
-API = {"api", "response", "streams"}
+API = {"api", "response", "streams", "embeddings"}
 
 # Upwards on purpose, each with its reason.
 EXCEPTIONS = {

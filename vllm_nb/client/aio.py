@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vllm_nb.client.answers import AnswerReader
 from vllm_nb.client.base import ABORT, SHORT, BaseClient, Query, is_ours, payload
 from vllm_nb.client.completion import Completion
+from vllm_nb.client.embeddings import PATH, embedding_body, vectors_of
 from vllm_nb.errors import VllmNbError
 from vllm_nb.outputs import StreamItem
 
@@ -44,6 +45,13 @@ class AsyncEngineClient(BaseClient):
         from vllm_nb.client.batch import in_order
 
         return await in_order(self, conversations, concurrency, params)
+
+    async def embed(
+        self, inputs: Any, *, pooling: str = "mean", dimensions: int | None = None, model: str | None = None
+    ) -> Any:
+        """The embedding of a text, a list of numbers, or of each of several; as EngineClient.embed."""
+        body = embedding_body(model or await self.model(), inputs, pooling, dimensions)
+        return vectors_of(await self._call("POST", PATH, body, timeout=None), inputs)
 
     async def answer(self, query: Query) -> Completion:
         """In one piece: a stream would cost a message a token."""

@@ -11,10 +11,11 @@ with client.stream("Hello") as stream:
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from vllm_nb.client.base import ABORT, SHORT, BaseClient, Query, is_ours, payload
 from vllm_nb.client.completion import Completion
+from vllm_nb.client.embeddings import PATH, embedding_body, vectors_of
 from vllm_nb.client.stream import ChatStream
 from vllm_nb.errors import VllmNbError
 
@@ -59,6 +60,30 @@ class EngineClient(BaseClient):
         from vllm_nb.client.batch import run_batch
 
         return run_batch(self.aio, conversations, concurrency, params)
+
+    @overload
+    def embed(
+        self, inputs: str, *, pooling: str = ..., dimensions: int | None = ..., model: str | None = ...
+    ) -> list[float]: ...
+    @overload
+    def embed(
+        self,
+        inputs: list[str] | tuple[str, ...],
+        *,
+        pooling: str = ...,
+        dimensions: int | None = ...,
+        model: str | None = ...,
+    ) -> list[list[float]]: ...
+    def embed(
+        self, inputs: Any, *, pooling: str = "mean", dimensions: int | None = None, model: str | None = None
+    ) -> list[float] | list[list[float]]:
+        """The embedding of a text, or of each of several: vectors of length 1.
+
+        pooling: "mean" over the model's final hidden states, or the "last" token's. dimensions: take the first so many.
+        Raises as `chat`.
+        """
+        body = embedding_body(model or self.model, inputs, pooling, dimensions)
+        return vectors_of(self._call("POST", PATH, body, timeout=None), inputs)
 
     def abort(self, request_id: str) -> bool:
         """End a request. False when the engine knows no such request, or cannot be asked."""

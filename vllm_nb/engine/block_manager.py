@@ -52,7 +52,7 @@ class BlockManager:
     def find_prefix(self, seq: Sequence) -> list[int]:
         """The stored blocks that hold the start of `seq`. At least one token is left over: its logits are needed."""
         found: list[int] = []
-        if not self.max_stored_blocks or seq.params.prompt_logprobs is not None:  # those need every position's logits
+        if not self.max_stored_blocks or _needs_every_position(seq):
             return found
         parent = ROOT
         for i in range((len(seq) - 1) // self.block_size):
@@ -175,3 +175,8 @@ class BlockManager:
             raise RuntimeError("the prefix cache's two directions disagree")
         if len(self._stored) > self.max_stored_blocks:
             raise RuntimeError(f"{len(self._stored)} blocks stored, the limit is {self.max_stored_blocks}")
+
+
+def _needs_every_position(seq: Sequence) -> bool:
+    """Log-probabilities and means are made of what a cached block does not hold: logits and hidden states."""
+    return seq.params.prompt_logprobs is not None or seq.pooling == "mean"

@@ -4,6 +4,7 @@ import logging
 import time
 
 from vllm_nb.engine.events import EventLog, StepDone
+from vllm_nb.engine.pooler import pool
 from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler, Samples
 from vllm_nb.engine.scheduler import Plan, Scheduler, TokenOutput
@@ -33,14 +34,17 @@ class EngineCore:
         try:
             batch, logits_row = self.runner.prepare(plan)
             prepared = clock()
-            logits = self.runner.forward(batch)
+            logits, hidden = self.runner.forward(batch)
             forwarded = clock()
             samples = self.sampler(logits, plan, logits_row)
+            embeddings = pool(hidden, plan) if plan.pooled else {}
             sampled = clock()
         except Exception as error:
             return self._fail(plan, error)
         self.runner.rows.append(plan, samples.tokens)
         outputs = _attach_logprobs(plan, samples, self.scheduler.update(plan, samples.tokens))
+        for output in outputs if embeddings else ():
+            output.embedding = embeddings.get(output.seq)
         self.stats.count_step(plan.num_tokens, outputs, clock())
         if self.events.enabled:
             times = (scheduled - started, prepared - scheduled, forwarded - prepared, sampled - forwarded)

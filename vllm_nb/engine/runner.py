@@ -1,4 +1,4 @@
-"""Runs the model: from a plan to logits. One runner for every backend."""
+"""Runs the model: from a plan to logits and hidden states. One runner for every backend."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +52,9 @@ class Runner:
         return self.buffers.gather(plan, self.rows)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits [num_logits, vocab_size], float32; valid until the next call."""
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [num_logits, vocab_size], float32, and final hidden states [num_tokens, hidden_size]; valid until the
+        next call."""
         if self.graph is not None:
             return self.graph.replay(batch.num_tokens, batch.num_seqs, batch.num_logits)
         if self.device.type != "cpu":

@@ -42,8 +42,11 @@ class Plan:
     grown: list[Sequence] = field(default_factory=list)  # got a block in this step
     budget: int = 0
     prompt_logits: int = 0  # rows of logits spent on prompt_logprobs
+    pooled: list[int] = field(default_factory=list)  # positions in seqs of those that want an embedding
 
     def add(self, seq: Sequence, num_tokens: int) -> None:
+        if seq.pooling is not None:
+            self.pooled.append(len(self.seqs))
         self.seqs.append(seq)
         self.num_tokens.append(num_tokens)
         if seq.params.prompt_logprobs is not None and seq.num_computed < seq.prompt_len:
@@ -52,7 +55,7 @@ class Plan:
 
 @dataclass(slots=True)
 class TokenOutput:
-    """What a step did for one sequence. token is None when it ended without one (abort, error)."""
+    """What a step did for one sequence. token is None when it ended without one (embedding, abort, error)."""
 
     seq: Sequence
     token: int | None
@@ -62,6 +65,7 @@ class TokenOutput:
     logprobs: Logprobs | None = None  # of `token`
     prompt_logprobs: PromptLogprobs | None = None  # of the prompt tokens that this step's chunk predicts
     prompt_start: int = 0  # position of the first of them
+    embedding: np.ndarray | None = None  # float64 [hidden]: the pooled hidden states, not normalised
 
 
 class Scheduler:
@@ -205,6 +209,9 @@ class Scheduler:
             if token == BAD_LOGITS:
                 error = "the model gave NaN logits for this request; its weights or this prompt make it overflow"
                 outputs.append(self._finish(seq, TokenOutput(seq, None, "error", error=error)))
+                continue
+            if seq.pooling is not None:
+                outputs.append(self._finish(seq, TokenOutput(seq, None, "stop")))
                 continue
             seq.append(token)
             if seq.first_token is None:

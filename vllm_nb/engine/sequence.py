@@ -3,10 +3,13 @@
 import itertools
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 import numpy as np
 
 from vllm_nb.sampling import SamplingParams
+
+Pooling = Literal["mean", "last"]
 
 _arrivals = itertools.count()
 
@@ -29,6 +32,7 @@ class Sequence:
     max_tokens: int  # output tokens, already clipped to what context and cache can hold
     stop_ids: frozenset[int]
     arrived: float  # seconds, monotonic clock
+    pooling: Pooling | None = None  # not an answer but an embedding is wanted: made so from the prompt's hidden states
     leader: "Sequence | None" = None  # the sibling whose prefill this one waits for, to share its blocks
     cache_salt: bytes = b""
     arrival: int = field(default_factory=lambda: next(_arrivals))  # total order: who came first runs first
@@ -40,6 +44,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as computed
     scheduled: float | None = None
     first_token: float | None = None
+    hidden_sum: np.ndarray | float = 0.0  # float64 [hidden]: over the computed tokens, for mean pooling
     _buffer: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     _length: int = 0
 

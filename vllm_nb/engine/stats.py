@@ -5,8 +5,12 @@ Other threads may read them at any time; what they see is at most a step old.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vllm_nb.engine.scheduler import TokenOutput
+
+if TYPE_CHECKING:
+    from vllm_nb.engine.engine import EngineCore
 
 # Upper bounds of Prometheus' buckets, those of vLLM.
 INTERVAL_BOUNDS = (
@@ -51,3 +55,22 @@ class EngineStats:
             self.token_intervals.add(now - self._last_step, following)
         self.step_tokens.add(sum(num_tokens))
         self._last_step = now
+
+
+def snapshot(core: "EngineCore") -> dict[str, Any]:
+    """Queues, KV blocks and counts as they are now; to be called between two steps."""
+    scheduler, blocks = core.scheduler, core.scheduler.blocks
+    return {
+        "running": len(scheduler.running),
+        "waiting": len(scheduler.waiting),
+        "steps": core.stats.steps,
+        "preemptions": scheduler.preemptions,
+        "kv_blocks": {
+            "total": blocks.num_blocks,
+            "free": blocks.num_free,
+            "used": blocks.num_blocks - blocks.num_free,
+            "cached": blocks.num_stored,
+            "evictions": blocks.evictions,
+            "block_size": blocks.block_size,
+        },
+    }

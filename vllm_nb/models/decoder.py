@@ -97,14 +97,15 @@ class Decoder:
         self._final_norm = final_norm
         self._head = head
 
-    def forward(self, batch: PagedBatch, kv: Sequence[Any]) -> Tensor:
-        """Logits [R, V] at batch.logits_indices, float32 (float64 in a float64 model); kv has one cache a layer."""
+    def forward(self, batch: PagedBatch, kv: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Logits [R, V] at batch.logits_indices, float32 (float64 in a float64 model), and all hidden states [T, K]
+        after the final norm; kv has one cache a layer."""
         x = self._embedding(batch.token_ids)
         residual = None
         for layer, cache in zip(self._layers, kv, strict=True):
             x, residual = layer(x, residual, batch, cache)
         x, _ = self._final_norm.add(x, residual)
-        return self._head(x, batch.logits_indices)
+        return self._head(x, batch.logits_indices), x
 
 
 def load_decoder(loader: WeightLoader, names: WeightNames, *, embedding_scale: float = 1.0) -> Decoder:

@@ -10,13 +10,11 @@ from vllm_nb.outputs import GenerationOutput, StreamItem, Timings, Usage
 from vllm_nb.sampling import SamplingParams
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.openai_format import event, to_json, totals
-from vllm_nb.server.streaming import REQUEST_ID, ClientLeft, EventStream, batches, until_hangup
+from vllm_nb.server.streaming import CLIENT_CLOSED_REQUEST, REQUEST_ID, ClientLeft, EventStream, batches, until_hangup
 
 if TYPE_CHECKING:
     from vllm_nb.api import Engine
     from vllm_nb.streams import AsyncEngineStream
-
-_CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
 
 
 class AnswerFormat(Protocol):
@@ -65,7 +63,7 @@ async def answer(
         try:
             body = await until_hangup(request.receive, _whole(form, streams))
         except ClientLeft:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(to_json(body), 200, {REQUEST_ID: request_id}, "application/json")
 
 

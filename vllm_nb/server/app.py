@@ -15,6 +15,7 @@ from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.server import (
     completions,
     docs,
+    embeddings,
     inspect,
     measure,
     metrics,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _ROUTES = (
     completions,
+    embeddings,
     measure,
     metrics,
     model_list,

@@ -3,10 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vllm_nb import progress
 from vllm_nb.config import EngineConfig
@@ -17,11 +17,22 @@ from vllm_nb.weights.hub import ModelRepo, resolve
 if TYPE_CHECKING:  # the engine brings torch, which is imported while the server already answers
     from vllm_nb.api import Engine
     from vllm_nb.outputs import GenerationOutput
-    from vllm_nb.streams import AsyncEngineStream
 
 logger = logging.getLogger(__name__)
 
 Status = Literal["loading", "ready", "failed"]
+
+
+class InEngine(Protocol):
+    """A request as the engine knows it: a stream, or embeddings."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def output(self) -> "GenerationOutput": ...
+
+    def cancel(self) -> None: ...
 
 
 def load_engine(model: str, config: EngineConfig) -> "Engine":
@@ -50,7 +61,7 @@ class EngineHost:
         self.started = time.time()
         self.on_finished: list[Callable[[GenerationOutput], None]] = []  # called with each prompt's output at its end
         self._load = load
-        self._active: dict[str, list[AsyncEngineStream]] = {}
+        self._active: dict[str, Sequence[InEngine]] = {}
 
     @classmethod
     def ready(cls, engine: "Engine") -> "EngineHost":
@@ -151,7 +162,7 @@ class EngineHost:
     # Requests
 
     @contextmanager
-    def using(self, request_id: str, streams: "list[AsyncEngineStream]") -> Iterator[None]:
+    def using(self, request_id: str, streams: Sequence[InEngine]) -> Iterator[None]:
         """While a request is answered: it can be aborted by id, and counts as use. At the end nothing of it is left
         in the engine, however it ended."""
         self._active[request_id] = streams
@@ -167,7 +178,7 @@ class EngineHost:
 
     def abort(self, request_id: str) -> bool:
         """End a request; its answer so far is completed with finish_reason "abort". False for an unknown id."""
-        streams = self._active.get(request_id, [])
+        streams = self._active.get(request_id, ())
         for stream in streams:
             if self.engine is not None:
                 self.engine.abort(stream.request_id)

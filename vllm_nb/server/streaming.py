@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 REQUEST_ID = "X-Request-Id"
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; nobody reads it
 
 
 class ClientLeft(Exception):
