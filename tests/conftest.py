@@ -2,7 +2,11 @@
 
 import importlib.metadata
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,3 +101,77 @@ def _save_tiny_weights(folder: Path) -> None:
     tensors = {f"{name}.weight": torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_TINY))
+
+
+# Another server than ours: strict about OpenAI's fields, and without our routes.
+
+_OPENAI_FIELDS = {
+    *("model", "messages", "stream", "stream_options", "max_tokens", "temperature", "top_p", "seed", "stop", "n"),
+    *("logprobs", "top_logprobs", "frequency_penalty", "presence_penalty", "tools", "response_format"),
+}
+
+
+class _OpenAIHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "OpenAIServer"
+
+    def _reply(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._reply(status, json.dumps({"error": {"message": message}}).encode())
+
+    def do_GET(self) -> None:
+        if self.headers["Authorization"] != "Bearer key":
+            return self._refuse(401, "Incorrect API key provided")
+        if self.path != "/v1/models":
+            return self._refuse(404, "Invalid URL")
+        return self._reply(200, json.dumps({"data": [{"id": "gpt-x"}]}).encode())
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/v1/chat/completions":
+            return self._refuse(404, "Invalid URL")
+        if unknown := request.keys() - _OPENAI_FIELDS:
+            return self._refuse(400, f"Unrecognized request argument supplied: {min(unknown)}")
+        self.server.requests.append(request)
+        message = self.server.replies.pop(0) if self.server.replies else {"content": "Hi you"}
+        head = {"id": "chatcmpl-1", "model": request["model"]}
+        usage = {"prompt_tokens": 3, "completion_tokens": 2}
+        reason = "tool_calls" if "tool_calls" in message else "stop"
+        if not request.get("stream"):
+            choice = {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": reason}
+            return self._reply(200, json.dumps(head | {"choices": [choice], "usage": usage}).encode())
+        chunks = [{"choices": [{"index": 0, "delta": message}]}]
+        chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+        chunks.append({"choices": [], "usage": usage})
+        events = [f"data: {json.dumps(head | chunk)}\n\n" for chunk in chunks]
+        return self._reply(200, "".join([*events, "data: [DONE]\n\n"]).encode(), "text/event-stream")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class OpenAIServer(ThreadingHTTPServer):
+    """`replies`: what to answer next, as messages; then always the same. `requests`: what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _OpenAIHandler)
+        self.requests: list[dict[str, Any]] = []
+        self.replies: list[dict[str, Any]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+
+@pytest.fixture(scope="session")
+def openai_server() -> Iterator[OpenAIServer]:
+    """A server that is not ours. Its key is "key", its model "gpt-x"."""
+    with OpenAIServer() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -19,6 +19,7 @@ from vllm_nb.sampling import SamplingParams
 # name -> (module:function that adds the arguments and sets `handler`, help); imported when the command is used
 SUBCOMMANDS = {
     "bench": ("vllm_nb.bench.cli:add_arguments", "measure latency and throughput"),
+    "models": ("vllm_nb.catalogue:add_arguments", "list the models that are known on this machine"),
     "doctor": ("vllm_nb.doctor:add_arguments", "look for what is wrong with this installation"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it

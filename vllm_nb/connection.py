@@ -31,6 +31,8 @@ class Connection:
     config: dict[str, Any] = field(default_factory=dict)  # EngineConfig.to_dict()
     token: str = field(repr=False)
     idle_timeout: float | None = None  # seconds; None: never stops by itself
+    owner_pid: int | None = None  # the process whose end is also this one's
+    owner_create_time: float | None = None
     created: float = 0.0  # seconds since the epoch
     pid: int | None = None
     create_time: float | None = None  # of the process: tells it from another one that got the same pid later
@@ -78,9 +80,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "config": (dict,),
     "idle_timeout": (int, float, type(None)),
     "created": (int, float),
-    "pid": (int, type(None)),
-    "create_time": (int, float, type(None)),
-    "port": (int, type(None)),
+    **dict.fromkeys(("pid", "owner_pid", "port"), (int, type(None))),
+    **dict.fromkeys(("create_time", "owner_create_time"), (int, float, type(None))),
 }
 
 
@@ -95,3 +96,18 @@ def _checked(path: Path, values: Any) -> Connection:
         return Connection(**known)
     except TypeError as error:  # a field without a default is missing
         raise ConnectionFileError(f"connection file {path} is incomplete: {error}") from None
+
+
+def is_running(pid: int | None, create_time: float | None) -> bool:
+    """Whether that very process is there: not a zombie, and not another one with the same pid."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - (create_time or 0)) <= _CLOCK_TOLERANCE
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+_CLOCK_TOLERANCE = 1.0  # seconds; create times are derived from the boot time, which clock corrections move

@@ -5,6 +5,7 @@ import argparse
 import pytest
 from IPython.core.error import UsageError
 
+from vllm_nb.config import EngineConfig
 from vllm_nb.notebook.arguments import cell_parser
 from vllm_nb.notebook.commands import COMMANDS, Action, Command, command_parser, lifecycle, overview, run
 from vllm_nb.notebook.parser import Parser, split
@@ -60,3 +61,26 @@ def test_start_without_arguments_is_the_default_model() -> None:
 def test_start_checks_settings_before_any_process_starts() -> None:
     with pytest.raises(UsageError, match=r"%vllm start: kv_fraction must be a number from 0\.01 to 0\.95, not 3\.0"):
         lifecycle.start_settings(start("--kv-fraction 3"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--isq q4k", "quantising while loading is not built yet: give a file that is quantised already"),
+        ("--ranks 0,1", "several GPUs or ranks are not built yet"),
+        ("--fp8-kvcache", "an fp8 KV cache is not built yet"),
+    ],
+)
+def test_what_the_engine_has_not_yet_says_so(line: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        lifecycle.start_settings(start(line))
+
+
+def test_every_setting_of_the_engine_has_a_flag() -> None:
+    page = command_parser("%vllm start", lifecycle.START).format_help()
+    for name in EngineConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in page or f"--no-{name.replace('_', '-')}" in page
+    assert lifecycle.start_settings(start("--with-kernel --idle-timeout 0")) == {
+        "with_kernel": True,
+        "idle_timeout": None,
+    }

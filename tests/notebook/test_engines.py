@@ -1,5 +1,10 @@
 """Which engine a notebook talks to: the default one, a chosen one, one that is gone."""
 
+import importlib.metadata
+import os
+import signal
+import threading
+
 import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
@@ -69,6 +74,44 @@ class TestOneThatRuns:
         [row] = run("%vllm ps").result.rows
         assert row[:4] == ("▸", "smollm2", "SmolLM2-135M-Instruct", "ready")
 
+    def test_a_server_is_attached_by_its_url_and_says_what_only_ours_can_do(
+        self, shell: InteractiveShell, run, openai_server, capsys
+    ) -> None:
+        run("%vllm start")
+        shell.user_ns["key"] = "key"
+        wrong = run(f"%vllm attach {openai_server.url}").error_in_exec
+        assert type(wrong).__name__ == "EngineFailure"
+        assert "refuses the token: Incorrect API key provided" in str(wrong)
+        rows = run(f"%vllm attach {openai_server.url} --key {{{{ key }}}} --name cloud").result.rows
+        assert [(row[0], row[1], row[3]) for row in rows] == [("", "smollm2", "ready"), ("▸", "cloud", "attached")]
+        assert run("%%vllm\nHello").result.text == "Hi you"
+        assert "2 tokens" in shell.display_pub.outputs[-1]["data"]["text/markdown"]
+        assert "Unrecognized request argument supplied: top_k" in str(run("%%vllm --top-k 3\nHello").error_in_exec)
+        for line in ("%vllm stop", "%vllm stop cloud", "%vllm logs"):
+            assert "was attached by its URL" in str(run(line).error_in_exec)
+        assert run("%vllm attach smollm2").result.rows[0][0] == "▸"
+        assert run("%%vllm --engine cloud\nHello").result.model == "gpt-x"
+        mistake = run("%vllm attach smollm2 --key x").error_in_exec
+        assert type(mistake) is UsageError
+        assert "--key and --name are for the URL of a server" in str(mistake)
+
+    def test_models_says_what_runs(self, run) -> None:
+        run("%vllm start")
+        rows = {row[0]: row[1:] for row in run("%vllm models").result.rows}
+        assert rows["smollm2"] == ("Python wheel", "98 MB", "runs as smollm2")
+        assert rows["gemma3-270m"][0] == "Python wheel"
+
+    def test_logs_are_followed_until_the_engine_ends_or_an_interrupt(self, run, capsys, tiny_model_path) -> None:
+        run(f"%vllm start {tiny_model_path} --name brief --num-kv-blocks 64")
+        timer = threading.Timer(0.5, lambda: process.stop("brief"))
+        timer.start()
+        assert run("%vllm logs -f").success
+        assert "(the engine has ended)" in capsys.readouterr().out
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        assert run("%vllm logs smollm2 -f").success
+        assert "Error" not in capsys.readouterr().out
+
     def test_logs(self, run, capsys) -> None:
         run("%vllm logs --lines 3")
         assert "smollm2" in capsys.readouterr().out.lower()
@@ -99,3 +142,10 @@ class TestOneThatRuns:
         finally:
             run("%vllm stop small")
         assert [info.name for info in process.list_engines()] == ["smollm2"]
+
+
+def test_doctor_examines_in_a_process_of_its_own(run) -> None:
+    rows = run("%vllm doctor").result.rows
+    subjects = [row[1] for row in rows]
+    assert {"vllm_nb", "torch", "processor", "default model", "ipykernel"} <= set(subjects)
+    assert ("✓", "ipykernel", importlib.metadata.version("ipykernel")) in rows

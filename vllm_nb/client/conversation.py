@@ -254,7 +254,7 @@ _NAMES = {"user": "You", "assistant": "Model", "system": "System", "developer": 
 
 def _content(role: str, content: Any) -> Content:
     """Checked, with parts as OpenAI's dictionaries. Raises RequestError."""
-    parts = ChatMessage(role, content).content
+    parts = ChatMessage(role, content).content or ""
     return parts if isinstance(parts, str) else [_part(part) for part in parts]
 
 

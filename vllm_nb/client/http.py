@@ -156,6 +156,10 @@ class EngineClient(BaseClient):
         """How long the engine stays without requests; None: for ever."""
         self._call("POST", "/inspect/idle_timeout", {"seconds": seconds})
 
+    def disown(self) -> None:
+        """Let the engine stay when the process ends that it was to end with."""
+        self._call("POST", "/inspect/disown", {})
+
     def shutdown(self) -> None:
         """Ask the engine process to end. `vllm_nb.stop` also waits until it has."""
         self._call("POST", "/inspect/shutdown", {}, timeout=ABORT)

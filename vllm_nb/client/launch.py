@@ -70,14 +70,20 @@ class LaunchError(VllmNbError):
         self.exit_code, self.log_id = exit_code, log_id
 
 
-def launch(registry: Registry, spec: EngineSpec, name: str, idle_timeout: float | None) -> Connection:
+def launch(
+    registry: Registry, spec: EngineSpec, name: str, idle_timeout: float | None, with_kernel: bool
+) -> Connection:
     """Start a process and wait until it has bound its port, which takes a tenth of a second; the model loads after.
 
-    The caller holds the start lock. Raises LaunchError.
+    with_kernel: it ends when this process does. The caller holds the start lock. Raises LaunchError.
     """
     connection = Connection.new(
         name=name, key=spec.key, model=spec.model, config=spec.config, idle_timeout=idle_timeout
     )
+    if with_kernel:
+        import psutil
+
+        connection.owner_pid, connection.owner_create_time = os.getpid(), psutil.Process().create_time()
     path = registry.path(connection.id)
     save(path, connection)
     process = None

@@ -51,13 +51,16 @@ def start(
     name: str | None = None,
     timeout: float = START_TIMEOUT,
     idle_timeout: float | None = IDLE_TIMEOUT,
+    with_kernel: bool = False,
     on_progress: OnProgress | None = None,
     **config: Any,
 ) -> Outcome:
     """Reuse the engine of this configuration, or start one, and wait until it is ready.
 
     name: what to call it, by default after the model. timeout: seconds to wait. idle_timeout: seconds without requests
-    after which it ends, None for never; of several starts the longest counts. config: fields of EngineConfig.
+    after which it ends, None for never; of several starts the longest counts. with_kernel: a new engine ends when this
+    process (a notebook's kernel, a script) does, unless somebody else has started it too. config: fields of
+    EngineConfig.
 
     Raises ValueError for wrong settings or a name in use. An interrupt ends the waiting only: the engine goes on
     loading, and the KeyboardInterrupt says so.
@@ -71,7 +74,7 @@ def start(
         running = [entry for entry in registry.running(drop_unbound=True) if entry[1].status != "failed"]
         found = _match(running, spec, name)
         try:
-            connection = found or launch(registry, spec, name or _free_name(spec, running), idle_timeout)
+            connection = found or launch(registry, spec, name or _free_name(spec, running), idle_timeout, with_kernel)
         except LaunchError as error:
             return _failed(registry, error.log_id, str(error), error.exit_code)
     try:
@@ -83,6 +86,8 @@ def start(
         ) from None
     if isinstance(outcome, Reused):
         _extend_idle_timeout(outcome, idle_timeout)
+        if outcome.info.health.get("owner_pid") not in (None, os.getpid()):
+            outcome.client.disown()
     return outcome
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_nb.connection import Connection, ConnectionFileError, load
+from vllm_nb.connection import Connection, ConnectionFileError, is_running, load
 from vllm_nb.errors import VllmNbError
 
 PROBE_TIMEOUT = 2.0  # seconds for an answer to /health from a process on this machine
 _LOGS_KEPT = 10  # of engines that are gone, to see why
-_CLOCK_TOLERANCE = 1.0  # seconds; create times are derived from the boot time, which clock corrections move
 
 
 class EngineGone(VllmNbError):
@@ -60,15 +59,8 @@ def probe(connection: Connection, timeout: float) -> dict[str, Any]:
 
 
 def process_runs(connection: Connection) -> bool:
-    """Whether the very process of the file is there: not a zombie, and not another one with the same pid."""
-    import psutil
-
-    try:
-        process = psutil.Process(connection.pid)
-        same = abs(process.create_time() - (connection.create_time or 0)) <= _CLOCK_TOLERANCE
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    """Whether the very process of the file is there."""
+    return is_running(connection.pid, connection.create_time)
 
 
 def send_signal(connection: Connection, number: int) -> None:

@@ -47,7 +47,7 @@ def _answer(session: Session, engine: "Engine", options: CellOptions, prompt: st
     from vllm_nb.notebook.answer import Answer
     from vllm_nb.notebook.failures import Interrupted, told_to_the_user
 
-    with told_to_the_user(engine.info.log_path):
+    with told_to_the_user(engine.log_path):
         stream = _stream(engine, options, prompt)
         choices = options.sampling.get("n", 1)
         answer = Answer(engine.client, stream, view, choices=choices, show_text=options.stream)

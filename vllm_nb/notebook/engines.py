@@ -1,18 +1,19 @@
-"""Which engine a notebook talks to: started, found, chosen, ended, and shown as small tables."""
+"""Which engine a notebook talks to: started, found, attached, chosen and ended."""
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from IPython.core.error import UsageError
 
 from vllm_nb.client import process
 from vllm_nb.client.http import EngineClient
-from vllm_nb.client.outcomes import Failed, Outcome, Reused, TimedOut
+from vllm_nb.client.outcomes import Failed, Outcome, Stopped, TimedOut
 from vllm_nb.client.process import DEFAULT_MODEL
 from vllm_nb.client.registry import EngineInfo
-from vllm_nb.errors import EngineDeadError
-from vllm_nb.notebook.display import Table, View
+from vllm_nb.errors import EngineDeadError, VllmNbError
+from vllm_nb.notebook.display import View
 from vllm_nb.notebook.failures import EngineFailure, Interrupted, told_to_the_user
 from vllm_nb.progress import Report
 
@@ -21,15 +22,26 @@ _POLL = 0.1  # seconds between two looks at an engine that loads
 
 @dataclass(frozen=True)
 class Engine:
-    info: EngineInfo
+    """What `%%vllm` can talk to. info: of a process of this user; None for a server that was attached by its URL."""
+
     client: EngineClient
+    info: EngineInfo | None = None
+
+    @property
+    def name(self) -> str:
+        return self.client.name
+
+    @property
+    def log_path(self) -> Path | None:
+        return None if self.info is None else self.info.log_path
 
 
 class Engines:
-    """The engines as one notebook sees them; `current` is what `%%vllm` talks to."""
+    """The engines as one notebook sees them; `current` is what `%%vllm` talks to, `attached` are servers by name."""
 
     def __init__(self) -> None:
         self.current: Engine | None = None
+        self.attached: dict[str, Engine] = {}
         self._by_default = False  # nobody asked for the current one: a cell needed an engine, and there was none
 
     def start(self, model: str, view: View, **options: Any) -> Outcome:
@@ -46,14 +58,14 @@ class Engines:
         if isinstance(outcome, Failed | TimedOut):
             view.clear()
             raise _failure(outcome)
-        self.current, self._by_default = Engine(outcome.info, outcome.client), False
+        self._choose(Engine(outcome.client, outcome.info))
         return outcome
 
     def ready(self, name: str | None, view: View) -> Engine:
         """The engine of that name, or the current one, or the only one, or a new one of the default model; it waits
         until the model is loaded."""
         if name is not None:
-            return self._wait(self._find(name), view)
+            return self._wait(self.find(name), view)
         if self.current is None:
             self.current = self._only_one()
         if self.current is not None:
@@ -69,63 +81,78 @@ class Engines:
 
     def use(self, name: str) -> None:
         """Make an engine the current one. Raises UsageError for an unknown name."""
-        self.current, self._by_default = self._find(name), False
+        self._choose(self.find(name))
 
-    def stop(self, name: str | None, *, all: bool = False) -> Table:
+    def attach(self, url: str, *, key: str | None = None, name: str | None = None) -> None:
+        """Make a server the current engine, once it has answered. Raises EngineFailure where it does not."""
+        with told_to_the_user():
+            client = EngineClient(url, key, name=name)
+            try:
+                model = client.model
+            except VllmNbError as error:
+                raise EngineFailure(f"cannot attach {url}: {error}") from error
+        if not model:
+            raise EngineFailure(f"cannot attach {url}: it lists no model under /v1/models")
+        self.attached[client.name] = Engine(client)
+        self._choose(self.attached[client.name])
+
+    def stop(self, name: str | None, *, all: bool = False) -> list[Stopped]:
         """End engines: all, the named one, or the current one."""
-        if name is None and not all and self.current is not None:
+        if not all and (name in self.attached or (name is None and self.current and self.current.info is None)):
+            raise UsageError("%vllm stop: this server was attached by its URL, so it is not for us to end")
+        if name is None and not all and self.current is not None and self.current.info is not None:
             name = self.current.info.id
         with told_to_the_user():
             stopped = process.stop(name, all=all)
-        if self.current is not None and self.current.info.pid in {each.pid for each in stopped}:
+        if self.current is not None and self.current.info and self.current.info.pid in {each.pid for each in stopped}:
             self.current = None
-        rows = [(each.name, str(each.pid), _HOW[each.how]) for each in stopped]
-        return Table(("engine", "pid", ""), rows, "" if stopped else "No engine was running.")
+        return stopped
 
-    def table(self) -> Table:
-        """Those that run, the current one marked."""
+    def running(self) -> list[EngineInfo]:
+        """The processes of this user."""
         with told_to_the_user():
-            engines = process.list_engines()
-        rows = [
-            (self._mark(info), info.name, _model(info), *_activity(info), str(info.pid), info.url) for info in engines
-        ]
-        return Table(
-            ("", "engine", "model", "status", "idle", "pid", "address"),
-            rows,
-            "" if rows else "No engine is running; %vllm start, or a %%vllm cell, starts one.",
-        )
+            return process.list_engines()
+
+    def is_current(self, name_or_id: str) -> bool:
+        engine = self.current
+        return engine is not None and name_or_id == (engine.info.id if engine.info else engine.name)
 
     def log_of(self, name: str | None) -> EngineInfo:
-        """Whose log to show. Raises UsageError where it isn't clear."""
-        if name is None and self.current is not None:
+        """Whose log to show. Raises UsageError where it isn't clear, or elsewhere."""
+        if name in self.attached or (name is None and self.current and self.current.info is None):
+            raise UsageError("%vllm logs: this server was attached by its URL; its log is where it runs")
+        if name is None and self.current is not None and self.current.info is not None:
             return self.current.info
         with told_to_the_user():
             return process.find(name)
 
-    def _mark(self, info: EngineInfo) -> str:
-        return "▸" if self.current is not None and self.current.info.id == info.id else ""
-
-    def _find(self, name: str) -> Engine:
+    def find(self, name: str) -> Engine:
+        """By name or id. Raises UsageError that names those there are."""
+        if name in self.attached:
+            return self.attached[name]
         with told_to_the_user():
             info = process.find(name)
-            return Engine(info, process.attach(info.id))
+            return Engine(process.attach(info.id), info)
+
+    def _choose(self, engine: Engine) -> None:
+        self.current, self._by_default = engine, False
 
     def _only_one(self) -> Engine | None:
         """What runs, where that leaves no choice."""
-        with told_to_the_user():
-            running = process.list_engines()
+        running = self.running()
         if len(running) > 1:
             names = ", ".join(info.name for info in running)
             raise UsageError(
                 f"%%vllm: several engines run ({names}); choose one: %vllm use NAME, or %%vllm --engine NAME"
             )
-        return self._find(running[0].id) if running else None
+        return self.find(running[0].id) if running else None
 
     def _wait(self, engine: Engine, view: View) -> Engine:
         """Ask it how it is until it is ready: two milliseconds when it is, and when not, a cell that says why."""
-        info = engine.info
+        if engine.info is None:
+            return engine
         try:
-            with told_to_the_user(info.log_path):
+            with told_to_the_user(engine.log_path):
                 while (health := engine.client.health())["status"] == "loading":
                     if health.get("progress"):
                         view.progress(Report(**health["progress"]))
@@ -133,29 +160,13 @@ class Engines:
         except BaseException as error:
             view.clear()
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(f"stopped waiting; engine {info.name!r} goes on loading") from None
+                raise Interrupted(f"stopped waiting; engine {engine.name!r} goes on loading") from None
             raise
         if health["status"] == "failed":
             view.clear()
-            fix = f"Start it again: %vllm start {info.model}"
-            raise EngineFailure(health["error"], fix=fix, log_path=info.log_path)
+            fix = f"Start it again: %vllm start {engine.info.model}"
+            raise EngineFailure(health["error"], fix=fix, log_path=engine.log_path)
         return engine
-
-
-_HOW = {
-    "shutdown": "stopped",
-    "terminated": "stopped (it had to be terminated)",
-    "killed": "stopped (it had to be killed)",
-}
-
-
-def outcome_table(outcome: Outcome) -> Table:
-    """What came of a start that worked."""
-    assert not isinstance(outcome, Failed | TimedOut)
-    info, took = outcome.info, f"{outcome.seconds:.2f} s"
-    status = f"already running, reused in {took}" if isinstance(outcome, Reused) else f"started in {took}"
-    context = f"{info.health['max_model_len']:,} tokens"
-    return Table(("engine", "model", "context", "status"), [(info.name, _model(info), context, status)])
 
 
 def _failure(outcome: Failed | TimedOut) -> EngineFailure:
@@ -163,19 +174,3 @@ def _failure(outcome: Failed | TimedOut) -> EngineFailure:
         return EngineFailure(outcome.message)
     rest = [line for line in outcome.log_tail.splitlines() if outcome.message not in line]  # don't say it twice
     return EngineFailure(outcome.message, log_tail="\n".join(rest), log_path=outcome.log_path)
-
-
-def _model(info: EngineInfo) -> str:
-    """Its own name where it is known, else what was asked for."""
-    return info.health.get("model") or info.model
-
-
-def _activity(info: EngineInfo) -> tuple[str, str]:
-    """(status, idle time)."""
-    requests = info.health.get("requests") or 0
-    status = info.status if not requests else f"{requests} request" if requests == 1 else f"{requests} requests"
-    seconds = info.health.get("idle_s")
-    return (
-        status,
-        "" if seconds is None or requests else f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s",
-    )

@@ -67,4 +67,6 @@ class VllmMagics(Magics):
 
     def _status(self) -> None:
         print(overview())
-        print(self._session.engines.table().text)
+        from vllm_nb.notebook.tables import engine_table
+
+        print(engine_table(self._session.engines).text)

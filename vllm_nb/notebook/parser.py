@@ -21,6 +21,11 @@ class Parser(MagicArgumentParser):
         self._stray = stray or f"{self._help} shows what it takes"  # said of a word that belongs nowhere
         self.allow_abbrev = False  # an abbreviation that works today is ambiguous after the next new flag
         self.add_argument("-h", "--help", action="store_true", help="show this and do nothing")
+        self._kinds: dict[str, str] = {}
+
+    def completes(self, argument: argparse.Action, kind: str) -> None:
+        """What completion offers for an argument: "engines", "models", "conversations" or "names"."""
+        self._kinds[argument.dest] = kind
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}")

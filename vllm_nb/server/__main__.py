@@ -72,6 +72,8 @@ def _serve(path: Path, connection: Connection, listener: socket.socket) -> int:
         names=(connection.model, connection.name),
         idle_timeout=connection.idle_timeout,
     )
+    if connection.owner_pid is not None:
+        host.owner = connection.owner_pid, connection.owner_create_time or 0.0
     identity = {"id": connection.id, "name": connection.name}
     run(host, listener, Policy(token=connection.token), identity=identity, on_tick=keep_file)
     if host.failure is None:

@@ -53,6 +53,7 @@ class EngineHost:
     def __init__(self, load: "Callable[[], Engine]", *, names: tuple[str, ...] = (), idle_timeout: float | None = None):
         self.names = names
         self.idle_timeout = idle_timeout
+        self.owner: tuple[int, float] | None = None  # pid and create time of the process whose end is also ours
         self.engine: Engine | None = None
         self.error: str | None = None  # why loading failed
         self.failure_told = False  # somebody has seen it in /health
@@ -156,6 +157,7 @@ class EngineHost:
             "requests": self.in_flight,
             "idle_s": round(self.idle_seconds, 3),
             "idle_timeout_s": self.idle_timeout,
+            "owner_pid": self.owner[0] if self.owner else None,
             "uptime_s": round(time.time() - self.started, 3),
         }
 

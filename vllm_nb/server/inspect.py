@@ -59,6 +59,12 @@ def create_router(host: EngineHost, policy: Policy, identity: dict[str, Any], st
         host.idle_timeout = body.seconds
         return {"seconds": host.idle_timeout}
 
+    @router.post("/inspect/disown")
+    async def disown() -> dict[str, None]:
+        """Stay when the process ends that this one was to end with."""
+        host.owner = None
+        return {"owner_pid": None}
+
     @router.post("/inspect/shutdown")
     async def shutdown() -> dict[str, str]:
         """End what runs, and the server."""

@@ -1,10 +1,11 @@
-"""When a server ends by itself: idle for long enough, or its engine has failed."""
+"""When a server ends by itself: idle for long enough, its engine has failed, or its owner has ended."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
 
+from vllm_nb.connection import is_running
 from vllm_nb.server.host import EngineHost
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ async def watch(
             stop()
         elif host.idle_timeout is not None and host.status == "ready" and host.idle_seconds >= host.idle_timeout:
             logger.info("no request for %g seconds: stopping", host.idle_timeout)
+            stop()
+        elif host.owner is not None and not is_running(*host.owner):
+            logger.info("the process %d, with which this one was to end, has ended: stopping", host.owner[0])
             stop()
         else:
             on_tick()

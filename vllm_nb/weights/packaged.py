@@ -98,6 +98,11 @@ def cached_path(model: PackagedModel) -> Path:
     return platformdirs.user_cache_path("vllm_nb") / "models" / model.file
 
 
+def is_here(model: PackagedModel) -> bool:
+    """Whether `find` would find it, without putting it together."""
+    return cached_path(model).is_file() or all(_installed(part) for part in model.parts)
+
+
 def find(model: PackagedModel) -> Path | None:
     """The file on this machine: in an installed wheel, in a cache, or put together from installed wheels."""
     installed = [path for part in model.parts if (path := _installed(part))]

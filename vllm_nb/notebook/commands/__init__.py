@@ -25,6 +25,10 @@ class Action:
     run: Callable[[Session, argparse.Namespace], Any]
 
 
+def no_arguments(parser: Parser) -> None:
+    """For an Action that takes none."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A line of the overview, and where the Action is: it is imported when the subcommand is used."""
@@ -45,8 +49,11 @@ COMMANDS = {
     "start": Command("[MODEL]", "start an engine, or reuse the one that runs", "lifecycle:START"),
     "ps": Command("", "the engines that run", "lifecycle:PS"),
     "use": Command("NAME", "which of them %%vllm talks to in this notebook", "lifecycle:USE"),
+    "attach": Command("NAME|URL", "the same, or any server with OpenAI's routes", "lifecycle:ATTACH"),
     "stop": Command("[NAME]", "end an engine", "lifecycle:STOP"),
-    "logs": Command("[NAME]", "the end of an engine's log", "logs:LOGS"),
+    "logs": Command("[NAME]", "the end of an engine's log; -f follows it", "logs:LOGS"),
+    "models": Command("", "the models that are known on this machine", "machine:MODELS"),
+    "doctor": Command("", "what is wrong with this installation, and what to do", "machine:DOCTOR"),
 }
 
 
