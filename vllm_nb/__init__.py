@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RequestError,
         VllmNbError,
     )
+    from vllm_nb.inspection.recording import replay
     from vllm_nb.messages import ChatMessage, ImagePart, TextPart, ToolCall
     from vllm_nb.outputs import GenerationOutput, StreamItem, ToolCallDelta
     from vllm_nb.sampling import SamplingParams, StructuredOutputs
@@ -65,6 +66,7 @@ __all__ = [
     "connect",
     "list_engines",
     "load_ipython_extension",
+    "replay",
     "start",
     "stop",
     "unload_ipython_extension",
@@ -87,6 +89,7 @@ _HOMES = {
         "RequestError",
         "VllmNbError",
     ),
+    "vllm_nb.inspection.recording": ("replay",),
     "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart", "ToolCall"),
     "vllm_nb.outputs": ("GenerationOutput", "StreamItem", "ToolCallDelta"),
     "vllm_nb.sampling": ("SamplingParams", "StructuredOutputs"),

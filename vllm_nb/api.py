@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -24,14 +23,11 @@ import numpy as np
 from vllm_nb.chat import ChatOptions
 from vllm_nb.config import EngineConfig
 from vllm_nb.embeddings import EmbeddingRequest
-from vllm_nb.engine.bandwidth import read_rate
 from vllm_nb.engine.build import build_core, predict_memory
-from vllm_nb.engine.events import Event
 from vllm_nb.engine.loop import Channel, EngineLoop
-from vllm_nb.engine.memory import measure_memory
 from vllm_nb.engine.sequence import Pooling, Sequence
-from vllm_nb.engine.stats import snapshot
 from vllm_nb.errors import GenerationError, RequestError
+from vllm_nb.inside import Inside
 from vllm_nb.messages import ChatMessage, as_messages
 from vllm_nb.outputs import GenerationOutput
 from vllm_nb.response import Response
@@ -114,7 +110,7 @@ class EngineBuilder:
         return Engine(resolve(self._repo), self._config)
 
 
-class Engine:
+class Engine(Inside):
     """A model that serves requests, on a thread of its own. Methods may be called from any thread.
 
     Raises ModelLoadError when the model cannot be loaded.
@@ -135,6 +131,7 @@ class Engine:
             checkpoint.close()
         self._capacity = core.runner.capacity
         self.counts = core.stats
+        self.info = core.info
         self._vocab_size: int = core.runner.model.config.vocab_size
         self._hidden_size: int = core.runner.model.config.hidden_size
         self._loop = EngineLoop(core, self.config.max_queued_requests)
@@ -307,51 +304,6 @@ class Engine:
         response = self._response(sequences)
         self._loop.submit(sequences, channel)
         return response
-
-    # Look inside
-
-    @property
-    def max_model_len(self) -> int:
-        """Longest prompt and output together, tokens."""
-        return self._capacity.max_model_len
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What killed the engine, if anything did."""
-        return self._loop.failure
-
-    def get_num_cached_tokens(self) -> int:
-        """Tokens whose keys and values the prefix cache holds."""
-        return self._loop.call(lambda core: core.scheduler.blocks.num_stored) * self._capacity.block_size
-
-    def get_available_kv_tokens(self) -> int:
-        """Tokens the KV cache can still take, cached prefixes that may be evicted included."""
-        return self._loop.call(lambda core: core.scheduler.blocks.num_free) * self._capacity.block_size
-
-    def stats(self) -> dict[str, Any]:
-        """Counts between two steps: queues, KV blocks, steps, preemptions."""
-        return self._loop.call(snapshot)
-
-    def memory(self) -> dict[str, Any]:
-        """Bytes by what they are for: "predicted" before the model was loaded (engine.memory.MemoryPlan), "measured"
-        now."""
-        plan = self._memory_plan
-        measured = self._loop.call(lambda core: measure_memory(core.runner, plan, core.runner.device))
-        return {"predicted": plan.to_dict(), "measured": measured}
-
-    @cached_property
-    def read_rate(self) -> float:
-        """Bytes a second that this machine reads from memory, measured when first asked for, between two steps: running
-        requests wait a tenth of a second."""
-        return self._loop.call(lambda core: read_rate(core.runner.device))
-
-    def check_integrity(self) -> None:
-        """Raises RuntimeError when the scheduler's or the KV cache's books do not add up."""
-        self._loop.call(lambda core: core.scheduler.check_integrity())
-
-    def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `subscriber` with each engine event, on the engine thread; returns the function that ends it."""
-        return self._loop.call(lambda core: core.events.subscribe(subscriber))
 
     # Serve and end
 

@@ -124,6 +124,10 @@ class SamplingParams:
         filled = {name: getattr(defaults, name) for name in _MODEL_DEFAULTS if getattr(self, name) is None}
         return replace(self, **filled) if filled else self
 
+    def distribution(self) -> dict[str, float]:
+        """What shapes the distribution that tokens are drawn from: the fields that a model's makers may advise on."""
+        return {name: getattr(self, name) for name in _MODEL_DEFAULTS}
+
 
 # The fields a model's generation_config may set, with the value that changes nothing.
 _MODEL_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}

@@ -15,6 +15,7 @@ from vllm_nb.engine.runner import Capacity, Runner
 from vllm_nb.engine.sampler import Sampler
 from vllm_nb.engine.scheduler import Scheduler
 from vllm_nb.engine.sequence import Sequence
+from vllm_nb.inspection.info import EngineInfo
 from vllm_nb.kernels import reference
 from vllm_nb.models.config import GenerationDefaults, ModelConfig, RopeConfig
 from vllm_nb.models.registry import build
@@ -99,7 +100,25 @@ def make_core(tiny_model) -> Callable[..., EngineCore]:
             prefill_chunk=chunk,
             max_prompt_logits=8,
         )
-        return EngineCore(scheduler, runner, Sampler(reference), events)
+        info = EngineInfo(
+            model="tiny",
+            version="0",
+            device="cpu",
+            backend="reference",
+            dtype="float64",
+            kv_dtype="float64",
+            num_layers=len(runner.kv),
+            vocab_size=59,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            max_model_len=max_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            prefix_cache=stored != 0,
+            weight_bytes=0,
+            kv_bytes=0,
+        )
+        return EngineCore(scheduler, runner, Sampler(reference), events, info)
 
     return make
 

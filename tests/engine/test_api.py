@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vllm_nb.api import EngineBuilder, Prompt
-from vllm_nb.engine.events import StepDone
 from vllm_nb.errors import EngineDeadError, GenerationError, ModelLoadError, QueueFullError, RequestError
+from vllm_nb.events import StepDone
 from vllm_nb.messages import ChatMessage, TextPart
 from vllm_nb.sampling import SamplingParams
 from vllm_nb.weights.hub import ModelRepo
@@ -145,7 +145,7 @@ def test_n_answers_differ_and_share_their_prompt(engine):
     unsubscribe()
     assert len({choice.text for choice in output.choices}) == 3
     assert output.usage.completion_tokens == sum(len(choice.token_ids) for choice in output.choices)
-    prefilled = sum(n for step in steps for _, n in step.batch if n > 1)
+    prefilled = sum(n for step in steps for n in step.num_tokens if n > 1)
     assert prefilled < output.prompt_length + 2 * 16
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_nb.engine.block_manager import BlockManager
-from vllm_nb.engine.events import BlockEvicted, EventLog
+from vllm_nb.engine.events import EventLog
+from vllm_nb.events import BlockEvicted
 
 SIZE = 4
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_nb.engine.events import RequestPreempted, StepDone
 from vllm_nb.engine.sequence import Sequence, Status
+from vllm_nb.events import RequestPreempted, StepDone
 from vllm_nb.sampling import SamplingParams
 
 
@@ -101,11 +101,11 @@ def run(core, *sequences: Sequence) -> None:
 def test_preempts_the_last_arrived_and_never_the_first(make_core, new_sequence):
     core = make_core(num_blocks=10, block_size=4, stored=0)
     preempted = []
-    core.events.subscribe(lambda e: preempted.append(e.sequence[0]) if isinstance(e, RequestPreempted) else None)
+    core.events.subscribe(lambda e: preempted.append(e.sequence) if isinstance(e, RequestPreempted) else None)
     first, last = (new_sequence([1] * 10, request_id=name, max_tokens=20) for name in ("first", "last"))
     run(core, first, last)
     assert preempted
-    assert set(preempted) == {"last"}
+    assert set(preempted) == {last.arrival}
     assert first.output_len == last.output_len == 20
 
 
@@ -117,10 +117,11 @@ def test_a_long_prompt_is_chunked_while_others_decode(make_core, new_sequence):
     core.step()
     core.events.subscribe(lambda e: steps.append(e) if isinstance(e, StepDone) else None)
     run(core, long)
-    mixed = [dict(s.batch) for s in steps if (("short", 0), 1) in s.batch and len(s.batch) == 2]
+    batches = [dict(zip(s.sequences, s.num_tokens, strict=True)) for s in steps]
+    mixed = [batch for batch in batches if batch.get(short.arrival) == 1 and len(batch) == 2]
     assert mixed, "prefill and decode never shared a step"
-    assert all(batch["long", 0] <= 8 for batch in mixed)
-    alone = next(s for s in steps if len(s.batch) == 1)
+    assert all(batch[long.arrival] <= 8 for batch in mixed)
+    alone = next(s for s in steps if len(s.sequences) == 1)
     assert alone.token_budget == 64 or short.status is Status.FINISHED
 
 

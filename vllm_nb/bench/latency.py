@@ -9,7 +9,7 @@ import numpy as np
 
 from vllm_nb.api import Engine, Prompt
 from vllm_nb.bench.setup import greedy, open_engine, percentiles, show, token_ids
-from vllm_nb.engine.events import Event, StepDone
+from vllm_nb.events import Event, StepDone
 from vllm_nb.text.output_text import OutputText
 
 PHASES = ("schedule", "prepare", "forward", "sample", "update")
@@ -30,7 +30,7 @@ def _repeat(engine: Engine, size: int, args: argparse.Namespace) -> tuple[dict[s
     steps: list[StepDone] = []
 
     def keep_decode_steps(event: Event) -> None:
-        if isinstance(event, StepDone) and len(event.batch) == size and all(n == 1 for _, n in event.batch):
+        if isinstance(event, StepDone) and event.num_tokens == [1] * size:
             steps.append(event)
 
     unsubscribe = engine.subscribe(keep_decode_steps) if args.phases else (lambda: None)

@@ -9,15 +9,19 @@ with client.stream("Hello") as stream:
 `client.aio` is the same for asyncio, `client.openai()` a client of OpenAI's own library.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from vllm_nb.client.base import ABORT, SHORT, BaseClient, Query, is_ours, payload
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.embeddings import PATH, embedding_body, vectors_of
+from vllm_nb.client.event_stream import read_events
 from vllm_nb.client.stream import ChatStream
 from vllm_nb.errors import VllmNbError
+from vllm_nb.events import Batch
+from vllm_nb.inspection.observed import Observed
+from vllm_nb.inspection.view import EngineView
 
 if TYPE_CHECKING:
     import httpx
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from vllm_nb.client.aio import AsyncEngineClient
 
 
-class EngineClient(BaseClient):
+class EngineClient(BaseClient, Observed):
     """Talks to one engine, or to any server with OpenAI's routes. Usable from several threads."""
 
     # Generate
@@ -116,7 +120,7 @@ class EngineClient(BaseClient):
         body = {"tokens": list(token_ids), "skip_special_tokens": True}
         return str(self._call("POST", "/detokenize", body)["prompt"])
 
-    # Look and end
+    # Look
 
     def health(self) -> dict[str, Any]:
         """What /health says; also of an engine that loads or has failed. Raises EngineDeadError when nobody answers."""
@@ -138,6 +142,35 @@ class EngineClient(BaseClient):
     def read_rate(self) -> float:
         """Bytes a second that the engine's machine reads from memory, as it measured when first asked."""
         return float(self._call("GET", "/inspect/machine", timeout=60.0)["read_bytes_per_second"])
+
+    def view(self) -> EngineView:
+        """The state between two steps: queues, batch, block tables, prefix cache."""
+        state = self._call("GET", "/inspect/state?complete=true")
+        return EngineView.from_snapshot(state.get("snapshot") or {}, state.get("offset", 0))
+
+    def events(self, offset: int | None = None, *, follow: bool = True) -> Generator[Batch, None, None]:
+        return read_events(self, offset, follow)
+
+    # Step debugger
+
+    def pause(self) -> None:
+        """Let the engine stand still between two steps; requests are taken and aborted as ever."""
+        self._call("POST", "/inspect/pause", {}, timeout=None)
+
+    def step(self, count: int = 1) -> int:
+        """Make `count` steps and stand still. Returns how many were made: fewer when nothing is left to compute, or
+        somebody pauses or resumes meanwhile. Raises RequestError for a count below 1."""
+        return int(self._call("POST", "/inspect/step", {"count": count}, timeout=None)["made"])
+
+    def resume(self) -> None:
+        """Let the engine run on."""
+        self._call("POST", "/inspect/resume", {})
+
+    @property
+    def paused(self) -> bool:
+        return bool(self.state()["paused"])
+
+    # End
 
     @property
     def model(self) -> str:

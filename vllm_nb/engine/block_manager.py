@@ -10,10 +10,12 @@ import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-from vllm_nb.engine.events import BlockEvicted, BlocksAllocated, BlocksFreed, BlocksReused, BlockStored, EventLog
+from vllm_nb.engine.events import EventLog
 from vllm_nb.engine.sequence import Sequence
+from vllm_nb.events import BlockEvicted, BlocksAllocated, BlocksFreed, BlocksReused, BlockStored
 
 ROOT = b""
+StoredBlock = tuple[bytes, bytes, bytes]  # hash, parent's hash, token bytes
 
 
 class BlockManager:
@@ -31,7 +33,7 @@ class BlockManager:
         self._references = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # first taken first
         self._stored: dict[bytes, int] = {}  # hash -> block
-        self._content: dict[int, tuple[bytes, bytes, bytes]] = {}  # stored block -> (hash, parent's hash, token bytes)
+        self._content: dict[int, StoredBlock] = {}
         self.evictions = 0
 
     @property
@@ -43,6 +45,10 @@ class BlockManager:
     def num_stored(self) -> int:
         """Blocks in the prefix cache, whether held or free."""
         return len(self._stored)
+
+    def stored(self) -> dict[int, StoredBlock]:
+        """The prefix cache's content, a copy: block -> (hash, parent's hash, token bytes)."""
+        return self._content.copy()
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -77,7 +83,7 @@ class BlockManager:
             self._content[block] = (digest, parent, self._token_bytes(seq, i))
             if self._events.enabled:
                 tokens = seq.tokens[i * self.block_size : (i + 1) * self.block_size]
-                self._events.emit(BlockStored(block, digest, parent, tuple(tokens.tolist())))
+                self._events.emit(BlockStored(block, digest.hex(), parent.hex(), tokens.tolist()))
 
     def _hash(self, seq: Sequence, i: int) -> bytes:
         """Hash of full block `i`, chained over its predecessors; computed once per sequence."""
@@ -106,7 +112,7 @@ class BlockManager:
         del self._stored[digest]
         self.evictions += 1
         if self._events.enabled:
-            self._events.emit(BlockEvicted(block, digest))
+            self._events.emit(BlockEvicted(block, digest.hex()))
 
     # Allocation
 
@@ -125,7 +131,7 @@ class BlockManager:
         seq.blocks.extend(prefix)
         seq.num_computed = len(prefix) * self.block_size
         if prefix and self._events.enabled:
-            self._events.emit(BlocksReused((seq.request_id, seq.index), tuple(prefix)))
+            self._events.emit(BlocksReused(seq.arrival, prefix))
         self.grow(seq, num_tokens)
 
     def grow(self, seq: Sequence, num_tokens: int) -> bool:
@@ -137,7 +143,7 @@ class BlockManager:
             fresh = [self._take() for _ in range(missing)]
             seq.blocks.extend(fresh)
             if self._events.enabled:
-                self._events.emit(BlocksAllocated((seq.request_id, seq.index), tuple(fresh)))
+                self._events.emit(BlocksAllocated(seq.arrival, fresh))
         return True
 
     def _take(self) -> int:
@@ -157,7 +163,7 @@ class BlockManager:
                 if block not in self._content:
                     self._free.move_to_end(block, last=False)
         if seq.blocks and self._events.enabled:
-            self._events.emit(BlocksFreed((seq.request_id, seq.index), tuple(seq.blocks)))
+            self._events.emit(BlocksFreed(seq.arrival, seq.blocks.copy()))
         seq.blocks.clear()
         seq.num_computed = 0
 

@@ -1,9 +1,11 @@
 """From a checkpoint and a config to a running core: which device, kernels and dtype, and how large the KV cache is."""
 
 import importlib
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from types import ModuleType
 
 import psutil
@@ -19,6 +21,7 @@ from vllm_nb.engine.runner import Capacity, Runner
 from vllm_nb.engine.sampler import Sampler
 from vllm_nb.engine.scheduler import Scheduler
 from vllm_nb.errors import ModelLoadError
+from vllm_nb.inspection.info import EngineInfo
 from vllm_nb.models.config import ModelConfig
 from vllm_nb.models.registry import build as build_model
 from vllm_nb.weights.checkpoint import Checkpoint
@@ -82,7 +85,8 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         prefill_chunk=config.prefill_chunk,
         max_prompt_logits=PROMPT_LOGITS,
     )
-    return EngineCore(scheduler, runner, Sampler(placement.kernels), events)
+    info = _describe(checkpoint, placement, capacity, model.weight_bytes, prefix_cache=stored > 0)
+    return EngineCore(scheduler, runner, Sampler(placement.kernels), events, info)
 
 
 def predict_memory(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
@@ -136,8 +140,7 @@ def _prepare_cpu(kernels: ModuleType, threads: int | None) -> None:
 
 
 def _blocks_that_fit(model: ModelConfig, config: EngineConfig, placement: Placement, max_len: int) -> int:
-    bytes_per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * placement.kv_dtype.itemsize
-    block_bytes = bytes_per_token * config.block_size
+    block_bytes = _kv_bytes_per_token(model, placement) * config.block_size
     if placement.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(placement.device)
         wanted = None
@@ -150,6 +153,38 @@ def _blocks_that_fit(model: ModelConfig, config: EngineConfig, placement: Placem
             f"block of {block_bytes / 2**20:,.1f} MiB; free some memory or raise kv_fraction"
         )
     return fitting if wanted is None else min(fitting, -(-wanted // config.block_size))
+
+
+def _describe(
+    checkpoint: Checkpoint, placement: Placement, capacity: Capacity, weight_bytes: int, *, prefix_cache: bool
+) -> EngineInfo:
+    model = checkpoint.config
+    kv_bytes = capacity.num_blocks * capacity.block_size * _kv_bytes_per_token(model, placement)
+    return EngineInfo(
+        model=checkpoint.name,
+        version=version("vllm-nb"),
+        device=str(placement.device),
+        backend=placement.kernels.__name__.rpartition(".")[2],
+        dtype=str(placement.dtype).removeprefix("torch."),
+        kv_dtype=str(placement.kv_dtype).removeprefix("torch."),
+        num_layers=model.num_layers,
+        vocab_size=model.vocab_size,
+        block_size=capacity.block_size,
+        num_blocks=capacity.num_blocks,
+        max_model_len=capacity.max_model_len,
+        max_num_seqs=capacity.max_num_seqs,
+        max_num_batched_tokens=capacity.max_num_batched_tokens,
+        prefix_cache=prefix_cache,
+        weight_bytes=weight_bytes,
+        kv_bytes=kv_bytes,
+        sliding_window=model.sliding_window,
+        sliding_layers=model.sliding_layers,
+        wall_clock=time.time() - time.monotonic(),
+    )
+
+
+def _kv_bytes_per_token(model: ModelConfig, placement: Placement) -> int:
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * placement.kv_dtype.itemsize
 
 
 def _max_stored_blocks(config: EngineConfig, capacity: Capacity) -> int:

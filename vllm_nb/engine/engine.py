@@ -3,25 +3,34 @@
 import logging
 import time
 
-from vllm_nb.engine.events import EventLog, StepDone
+import numpy as np
+
+from vllm_nb.engine.events import EventLog
 from vllm_nb.engine.pooler import pool
 from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler, Samples
-from vllm_nb.engine.scheduler import Plan, Scheduler, TokenOutput
+from vllm_nb.engine.scheduler import Logprobs, Plan, Scheduler, TokenOutput
+from vllm_nb.engine.sequence import Sequence
 from vllm_nb.engine.stats import EngineStats
+from vllm_nb.events import StepDone, TokenLogprobs
+from vllm_nb.inspection.info import EngineInfo
 
 log = logging.getLogger(__name__)
+
+LOWEST_LOGPROB = -9999.0  # what OpenAI's API says for impossible tokens
 
 
 class EngineCore:
     """What a step needs, and the step. Not thread-safe."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, sampler: Sampler, events: EventLog):
+    def __init__(self, scheduler: Scheduler, runner: Runner, sampler: Sampler, events: EventLog, info: EngineInfo):
         self.scheduler = scheduler
         self.runner = runner
         self.sampler = sampler
         self.events = events
+        self.info = info
         self.stats = EngineStats()
+        self.last_step: StepDone | None = None  # as far as anybody watched
 
     def step(self) -> list[TokenOutput]:
         """Compute the next tokens of whoever is scheduled; what ended or went on in this step."""
@@ -48,7 +57,7 @@ class EngineCore:
         self.stats.count_step(plan.num_tokens, outputs, clock())
         if self.events.enabled:
             times = (scheduled - started, prepared - scheduled, forwarded - prepared, sampled - forwarded)
-            self._emit_step(plan, times, clock() - sampled)
+            self._emit_step(plan, outputs, times, clock() - sampled)
         return outputs
 
     def _fail(self, plan: Plan, error: Exception) -> list[TokenOutput]:
@@ -60,10 +69,34 @@ class EngineCore:
             ended += self.scheduler.finish(seq.request_id, seq.index, "error", message)
         return ended
 
-    def _emit_step(self, plan: Plan, times: tuple[float, float, float, float], update: float) -> None:
-        batch = tuple(((s.request_id, s.index), n) for s, n in zip(plan.seqs, plan.num_tokens, strict=True))
-        waiting = len(self.scheduler.waiting)
-        self.events.emit(StepDone(self.stats.steps, batch, plan.budget, waiting, *times, update, time.monotonic()))
+    def _emit_step(
+        self, plan: Plan, outputs: list[TokenOutput], times: tuple[float, float, float, float], update: float
+    ) -> None:
+        for output in outputs:
+            if output.logprobs is not None and output.token is not None:
+                self.events.emit(_logprobs_event(output.seq, output.token, output.logprobs))
+        sequences = [seq.arrival for seq in plan.seqs]
+        now = time.monotonic()
+        self.last_step = StepDone(
+            self.stats.steps,
+            sequences,
+            plan.num_tokens,
+            plan.budget,
+            len(self.scheduler.waiting),
+            plan.wait_reason,
+            plan.leading,
+            *times,
+            update,
+            now,
+        )
+        self.events.emit(self.last_step)
+        self.events.expire(now)
+
+
+def _logprobs_event(seq: Sequence, token: int, logprobs: Logprobs) -> TokenLogprobs:
+    logprob, rank, top_ids, top_logprobs = logprobs
+    lowest = np.maximum(top_logprobs, LOWEST_LOGPROB).tolist()  # JSON has no infinity
+    return TokenLogprobs(seq.arrival, len(seq) - 1, token, max(logprob, LOWEST_LOGPROB), rank, top_ids.tolist(), lowest)
 
 
 def _attach_logprobs(plan: Plan, samples: Samples, outputs: list[TokenOutput]) -> list[TokenOutput]:

@@ -1,127 +1,48 @@
-"""What happens in the engine, as typed events. Whoever watches subscribes; with no watcher, nothing is built.
+"""The event log: events go to subscribers, and into a ring while anybody reads it. With neither, none is built."""
 
-All block numbers are physical; times are seconds on the monotonic clock. Sequences are named (request_id, index).
-"""
-
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-SequenceId = tuple[str, int]
+from vllm_nb.events import Event
 
-
-@dataclass(frozen=True, slots=True)
-class RequestQueued:
-    sequence: SequenceId
-    prompt_tokens: int
-    time: float
+CAPACITY = 2**16  # events the ring holds: minutes of a busy engine, tens of megabytes at most
+LINGER = 30.0  # seconds without a reader after which the ring is given up; a reader may reconnect within
 
 
-@dataclass(frozen=True, slots=True)
-class RequestScheduled:
-    """Admitted into the running set; after a preemption once more."""
+class Ring:
+    """The latest CAPACITY events, numbered from `start`. One thread appends, any thread reads."""
 
-    sequence: SequenceId
-    cached_tokens: int
-    time: float
+    def __init__(self, start: int):
+        self.start = self.end = start  # end: number of the next event
+        self.read_at = time.monotonic()
+        self._events: list[Event] = []
 
+    def append(self, event: Event) -> None:
+        if len(self._events) < CAPACITY:
+            self._events.append(event)
+        else:
+            self._events[(self.end - self.start) % CAPACITY] = event
+        self.end += 1
 
-@dataclass(frozen=True, slots=True)
-class RequestPreempted:
-    sequence: SequenceId
-    computed_tokens: int  # thrown away, to be computed again
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFinished:
-    sequence: SequenceId
-    reason: str  # stop, length, abort, error
-    output_tokens: int
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksAllocated:
-    sequence: SequenceId
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksReused:
-    """Taken from the prefix cache at admission."""
-
-    sequence: SequenceId
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksFreed:
-    """Given up by a sequence; the content of a stored block stays until it is evicted."""
-
-    sequence: SequenceId
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlockStored:
-    """A block filled and entered the prefix cache."""
-
-    block: int
-    hash: bytes
-    parent: bytes
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlockEvicted:
-    block: int
-    hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSampled:
-    sequence: SequenceId
-    token_id: int
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """One pass of the step loop. batch: (sequence, tokens computed); phases in seconds."""
-
-    step: int
-    batch: tuple[tuple[SequenceId, int], ...]
-    token_budget: int
-    waiting: int
-    schedule: float
-    prepare: float
-    forward: float
-    sample: float
-    update: float
-    time: float
-
-
-Event = (
-    RequestQueued
-    | RequestScheduled
-    | RequestPreempted
-    | RequestFinished
-    | BlocksAllocated
-    | BlocksReused
-    | BlocksFreed
-    | BlockStored
-    | BlockEvicted
-    | TokenSampled
-    | StepDone
-)
+    def read(self, offset: int, most: int) -> list[Event] | None:
+        """Up to `most` (below CAPACITY) events from number `offset` on; None when they are not all here any more."""
+        self.read_at = time.monotonic()
+        end = self.end
+        if not max(self.start, end - CAPACITY) <= offset <= end:
+            return None
+        first, last = ((n - self.start) % CAPACITY for n in (offset, min(end, offset + most)))
+        events = self._events[first:last] if first <= last else self._events[first:] + self._events[:last]
+        return events if offset >= self.end - CAPACITY else None  # overwritten while they were copied
 
 
 class EventLog:
-    """Passes events to subscribers, in order, on the engine thread. Emitters test `enabled` before they build one."""
+    """Passes events on, in order, on the engine thread. Emitters test `enabled` before they build one."""
 
     def __init__(self) -> None:
-        self._subscribers: tuple[Callable[[Event], None], ...] = ()
         self.enabled = False
+        self.ring: Ring | None = None
+        self._next_start = 0
+        self._subscribers: tuple[Callable[[Event], None], ...] = ()
 
     def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
         """Call `subscriber` with each event; it must be quick and must not raise. Returns the way to end it."""
@@ -130,10 +51,27 @@ class EventLog:
 
         def unsubscribe() -> None:
             self._subscribers = tuple(s for s in self._subscribers if s is not subscriber)
-            self.enabled = bool(self._subscribers)
+            self.enabled = bool(self._subscribers or self.ring)
 
         return unsubscribe
 
+    def listen(self) -> Ring:
+        """The ring, begun now if nobody has been reading. Its events follow on the engine's present state."""
+        if self.ring is None:
+            self.ring = Ring(self._next_start)
+            self.enabled = True
+        self.ring.read_at = time.monotonic()
+        return self.ring
+
+    def expire(self, now: float) -> None:
+        """Give the ring up when nobody has read it for a while."""
+        if self.ring is not None and now - self.ring.read_at > LINGER:
+            self._next_start = self.ring.end + 1  # a hole in the numbers, so that a late reader sees its loss
+            self.ring = None
+            self.enabled = bool(self._subscribers)
+
     def emit(self, event: Event) -> None:
+        if self.ring is not None:
+            self.ring.append(event)
         for subscriber in self._subscribers:
             subscriber(event)

@@ -6,15 +6,20 @@ Two queues join it to the rest: commands in (submit, abort, call), outputs out b
 import logging
 import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from vllm_nb.engine.engine import EngineCore
+from vllm_nb.engine.events import Ring
+from vllm_nb.engine.gate import StepGate
 from vllm_nb.engine.scheduler import TokenOutput
 from vllm_nb.engine.sequence import Sequence
+from vllm_nb.engine.snapshot import Snapshot, take
 from vllm_nb.errors import EngineDeadError, QueueFullError
+from vllm_nb.events import EnginePaused, EngineResumed
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +41,14 @@ class EngineLoop:
     def __init__(self, core: EngineCore, max_queued_requests: int):
         self.failure: BaseException | None = None
         self._core = core
+        self._events = core.events
         self._max_queued = max_queued_requests
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._channels: dict[Sequence, Channel] = {}
         self._pending = 0  # submitted and not yet in the scheduler
         self._lock = threading.Lock()
         self._stopping = False
+        self._gate = StepGate()
         self._thread = threading.Thread(target=self._run, name="vllm-nb-engine", daemon=True)
         self._thread.start()
 
@@ -78,6 +85,39 @@ class EngineLoop:
             self._commands.put(run)
         return future.result()
 
+    def snapshot(self) -> Snapshot:
+        """The state between two steps; from here on the event log keeps what follows, for readers."""
+        return self.call(lambda core: take(core, self._gate.paused))
+
+    @property
+    def ring(self) -> Ring | None:
+        """The kept events, while anybody reads them. Raises EngineDeadError."""
+        self.raise_if_dead()
+        return self._events.ring
+
+    @property
+    def paused(self) -> bool:
+        return self._gate.paused
+
+    def pause(self) -> None:
+        """Stand still until `step` or `resume`; commands are taken as ever. Returns when no step is under way."""
+        self.call(lambda core: self._set_paused(True))
+
+    def resume(self) -> None:
+        """Run on."""
+        self.call(lambda core: self._set_paused(False))
+
+    def step(self, count: int) -> int:
+        """Make `count` steps and stand still. Returns how many were made: fewer when nothing is left to compute, or
+        somebody pauses or resumes meanwhile."""
+
+        def begin(core: EngineCore) -> Future[int]:
+            if not self._gate.paused:
+                self._set_paused(True)
+            return self._gate.let_through(count)
+
+        return self.call(begin).result()
+
     def close(self) -> None:
         """Stop after the current step; requests that still run end with "abort". Safe to call twice."""
         with self._lock:
@@ -98,16 +138,18 @@ class EngineLoop:
         try:
             while not self._stopping:
                 self._take_commands()
-                if self._core.scheduler.has_work and not self._stopping:
+                if self._may_step() and not self._stopping:
                     self._deliver(self._core.step())
+                    self._gate.passed()
+                self._gate.settle(self._core.scheduler.has_work)
         except BaseException as error:  # a bug of ours: nobody may wait for ever
             log.exception("the engine thread has failed")
             self.failure = error
         self._end()
 
     def _take_commands(self) -> None:
-        """All commands that wait; with nothing to compute, the next one, however long it takes to come."""
-        if not self._core.scheduler.has_work:
+        """All commands that wait; with nothing to do, the next one, however long it takes to come."""
+        if not self._may_step():
             try:
                 self._commands.get(timeout=IDLE_SECONDS)()
             except queue.Empty:
@@ -115,6 +157,16 @@ class EngineLoop:
                 self._commands.get()()
         while not self._commands.empty():
             self._commands.get()()
+
+    def _may_step(self) -> bool:
+        return self._core.scheduler.has_work and self._gate.is_open
+
+    def _set_paused(self, paused: bool) -> None:
+        self._gate.settle(has_work=False)
+        if paused != self._gate.paused and self._events.enabled:
+            now = time.monotonic()
+            self._events.emit(EnginePaused(now) if paused else EngineResumed(now))
+        self._gate.paused = paused
 
     def _add(self, sequences: list[Sequence], channel: Channel) -> None:
         with self._lock:
@@ -142,6 +194,7 @@ class EngineLoop:
                 self._deliver(self._core.scheduler.finish(seq.request_id, seq.index, "abort"))
         while not self._commands.empty():
             self._commands.get()()
+        self._gate.settle(has_work=False)
         for channel in set(self._channels.values()):
             channel.put(None)
         self._channels.clear()

@@ -16,15 +16,9 @@ from operator import attrgetter
 import numpy as np
 
 from vllm_nb.engine.block_manager import BlockManager
-from vllm_nb.engine.events import (
-    EventLog,
-    RequestFinished,
-    RequestPreempted,
-    RequestQueued,
-    RequestScheduled,
-    TokenSampled,
-)
+from vllm_nb.engine.events import EventLog
 from vllm_nb.engine.sequence import Sequence, Status
+from vllm_nb.events import RequestFinished, RequestPreempted, RequestQueued, RequestScheduled, TokensSampled
 
 _by_arrival = attrgetter("arrival")
 BAD_LOGITS = -1  # what the sampler gives for a row with NaN logits
@@ -43,6 +37,8 @@ class Plan:
     budget: int = 0
     prompt_logits: int = 0  # rows of logits spent on prompt_logprobs
     pooled: list[int] = field(default_factory=list)  # positions in seqs of those that want an embedding
+    wait_reason: str = ""  # why no more of the waiting were admitted: budget, rows, blocks; "" when none is left
+    leading: int = 0  # of the waiting, the first so many wait for a sibling's prefill instead
 
     def add(self, seq: Sequence, num_tokens: int) -> None:
         if seq.pooling is not None:
@@ -89,6 +85,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # both queues in order of arrival
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.prompt_tokens = self.cached_tokens = 0  # of all requests that were admitted: the cache's hit rate
         self._events = events
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefill_chunk = prefill_chunk
@@ -104,7 +101,7 @@ class Scheduler:
     def add(self, seq: Sequence) -> None:
         insort(self.waiting, seq, key=_by_arrival)
         if self._events.enabled:
-            self._events.emit(RequestQueued((seq.request_id, seq.index), seq.prompt_len, self._clock()))
+            self._emit_queued(seq)
 
     # Schedule
 
@@ -133,7 +130,9 @@ class Scheduler:
         for seq in self.running:
             if budget and not seq.is_decoding:
                 budget -= self._add_chunk(plan, seq, budget)
-        if not preempted:
+        if preempted:
+            plan.wait_reason = "blocks"
+        else:
             self._admit(plan, budget)
         return plan
 
@@ -149,7 +148,10 @@ class Scheduler:
     def _admit(self, plan: Plan, budget: int) -> None:
         """Take waiting sequences in order of arrival until one does not fit."""
         i = 0
-        while budget > 0 and self._rows and i < len(self.waiting):
+        while i < len(self.waiting):
+            if budget <= 0 or not self._rows:
+                plan.wait_reason = "budget" if budget <= 0 else "rows"
+                break
             seq = self.waiting[i]
             if self._waits_for_leader(seq):
                 i += 1
@@ -157,12 +159,14 @@ class Scheduler:
             prefix = self.blocks.find_prefix(seq)
             watermark = self._watermark if self.running else 0
             if self.blocks.num_needed(seq, prefix, len(seq)) + watermark > self.blocks.num_free:
+                plan.wait_reason = "blocks"
                 break
             del self.waiting[i]
             self.blocks.admit(seq, prefix, len(seq))
             self._start(seq)
             plan.admitted.append(seq)
             budget -= self._add_chunk(plan, seq, budget)
+        plan.leading = i
 
     def _waits_for_leader(self, seq: Sequence) -> bool:
         """The n answers to one prompt share its blocks: the first prefills, the others follow."""
@@ -177,14 +181,16 @@ class Scheduler:
         now = self._clock()
         if seq.scheduled is None:
             seq.scheduled, seq.num_cached = now, min(seq.num_computed, seq.prompt_len)
+            self.prompt_tokens += seq.prompt_len
+            self.cached_tokens += seq.num_cached
         if self._events.enabled:
-            self._events.emit(RequestScheduled((seq.request_id, seq.index), seq.num_computed, now))
+            self._events.emit(RequestScheduled(seq.arrival, seq.num_computed, now))
 
     def _preempt_last(self) -> Sequence:
         seq = self.running.pop()
         self.preemptions += 1
         if self._events.enabled:
-            self._events.emit(RequestPreempted((seq.request_id, seq.index), seq.num_computed, self._clock()))
+            self._events.emit(RequestPreempted(seq.arrival, seq.num_computed, self._clock()))
         self._release(seq, Status.WAITING)
         insort(self.waiting, seq, key=_by_arrival)
         return seq
@@ -197,33 +203,20 @@ class Scheduler:
     # Update
 
     def update(self, plan: Plan, tokens: list[int]) -> list[TokenOutput]:
-        """Book the step: tokens[i] was sampled for plan.seqs[i], if it reached its end. The only place that appends."""
+        """Book the step: tokens[i] was sampled for plan.seqs[i], if it reached its end."""
         outputs = []
         now = self._clock()
         for seq, num_tokens, token in zip(plan.seqs, plan.num_tokens, tokens, strict=True):
             before = seq.num_computed
             seq.num_computed += num_tokens
             self.blocks.store_full_blocks(seq, before)
-            if seq.num_computed < len(seq):
-                continue  # a prefill chunk: more to come
-            if token == BAD_LOGITS:
-                error = "the model gave NaN logits for this request; its weights or this prompt make it overflow"
-                outputs.append(self._finish(seq, TokenOutput(seq, None, "error", error=error)))
-                continue
-            if seq.pooling is not None:
-                outputs.append(self._finish(seq, TokenOutput(seq, None, "stop")))
-                continue
-            seq.append(token)
-            if seq.first_token is None:
-                seq.first_token = now
-            if self._events.enabled:
-                self._events.emit(TokenSampled((seq.request_id, seq.index), token, len(seq) - 1))
-            output = TokenOutput(seq, token)
-            if token in seq.stop_ids and seq.output_len > seq.params.min_tokens:
-                output.finish_reason, output.stop_reason = "stop", token
-            elif seq.output_len >= seq.max_tokens:
-                output.finish_reason = "length"
-            outputs.append(self._finish(seq, output) if output.finish_reason else output)
+            if seq.num_computed == len(seq):  # else a prefill chunk: more to come
+                outputs.append(_advance(seq, token, now))
+        if self._events.enabled:
+            self._emit_tokens(outputs, now)
+        for output in outputs:
+            if output.finish_reason:
+                self._finish(output.seq, output)
         return outputs
 
     def finish(self, request_id: str, index: int | None, reason: str, error: str | None = None) -> list[TokenOutput]:
@@ -240,8 +233,21 @@ class Scheduler:
             seq.status = Status.FINISHED
         if self._events.enabled:
             reason = output.finish_reason or "error"
-            self._events.emit(RequestFinished((seq.request_id, seq.index), reason, seq.output_len, self._clock()))
+            self._events.emit(RequestFinished(seq.arrival, reason, seq.output_len, self._clock()))
         return output
+
+    def _emit_queued(self, seq: Sequence) -> None:
+        leader = None if seq.leader is None else seq.leader.arrival
+        prompt = seq.tokens[: seq.prompt_len].tolist()
+        sampling, arrived = seq.params.distribution(), seq.arrived
+        self._events.emit(
+            RequestQueued(seq.arrival, seq.request_id, seq.index, prompt, seq.max_tokens, leader, sampling, arrived)
+        )
+
+    def _emit_tokens(self, outputs: list[TokenOutput], now: float) -> None:
+        sampled = [(output.seq.arrival, output.token) for output in outputs if output.token is not None]
+        if sampled:
+            self._events.emit(TokensSampled([seq for seq, _ in sampled], [token for _, token in sampled], now))
 
     def check_integrity(self) -> None:
         """Books against queues. Raises RuntimeError saying what does not add up."""
@@ -258,3 +264,21 @@ class Scheduler:
         for queue in (self.waiting, self.running):
             if [seq.arrival for seq in queue] != sorted(seq.arrival for seq in queue):
                 raise RuntimeError("a queue is not in order of arrival")
+
+
+def _advance(seq: Sequence, token: int, now: float) -> TokenOutput:
+    """What a sequence gets for a step in which everything of it was computed; only here is a token appended."""
+    if token == BAD_LOGITS:
+        error = "the model gave NaN logits for this request; its weights or this prompt make it overflow"
+        return TokenOutput(seq, None, "error", error=error)
+    if seq.pooling is not None:
+        return TokenOutput(seq, None, "stop")
+    seq.append(token)
+    if seq.first_token is None:
+        seq.first_token = now
+    output = TokenOutput(seq, token)
+    if token in seq.stop_ids and seq.output_len > seq.params.min_tokens:
+        output.finish_reason, output.stop_reason = "stop", token
+    elif seq.output_len >= seq.max_tokens:
+        output.finish_reason = "length"
+    return output

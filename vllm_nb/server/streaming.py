@@ -59,13 +59,14 @@ class EventStream(Response):
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
-        request_id: str,
+        request_id: str | None,
         lifetime: AbstractContextManager[None],
         *,
         error_event: Callable[[BaseException], bytes] = error_event,
         end: bytes = DONE,
     ):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", REQUEST_ID: request_id})
+        named = {} if request_id is None else {REQUEST_ID: request_id}
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | named)
         del self.headers["content-length"]
         self._events = events
         self._lifetime = lifetime

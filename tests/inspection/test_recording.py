@@ -1,0 +1,71 @@
+"""Recording: what was seen live, seen again later."""
+
+import gzip
+
+import pytest
+
+from vllm_nb import replay
+from vllm_nb.inspection.recording import RecordingError
+
+
+@pytest.fixture(scope="session")
+def recording(small_engine, busy, tmp_path_factory):
+    """A file, and the view of the engine after it."""
+    path = tmp_path_factory.mktemp("recordings") / "busy.vnb"
+    with small_engine.record(path):
+        busy(small_engine)
+    return path, small_engine.view()
+
+
+def test_a_recording_ends_where_the_engine_stood(recording):
+    path, view = recording
+    timeline = replay(path)
+    assert timeline.end.books() == view.books()
+    assert timeline.lost == 0
+    assert {type(event).__name__ for event in timeline} >= {
+        "RequestPreempted", "BlockEvicted", "BlocksReused", "TokenLogprobs", "RequestFinished",
+    }  # fmt: skip
+
+
+def test_any_step_can_be_gone_back_to(recording):
+    timeline = replay(recording[0])
+    forward = timeline.at(timeline.steps.start)
+    for step in timeline.steps:
+        timeline.advance(forward, step)
+        assert forward.step == step
+        assert timeline.at(step).books() == forward.books()
+
+
+def test_the_texts_of_its_tokens_are_in_it(recording):
+    timeline = replay(recording[0])
+    texts = {timeline.text_of(seq.tokens[: seq.prompt_len]) for seq in timeline.end.sequences.values()}
+    assert any("The same beginning, forked" in text for text in texts)
+    assert any(text.startswith("<|user|>") for text in texts)
+
+
+def damaged(path, tmp_path, change):
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    file = tmp_path / "damaged.vnb"
+    file.write_bytes(change(lines, path.read_bytes()))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines, raw: raw[: len(raw) // 2], "cut off"),
+        (lambda lines, raw: b"hello", "not a gzip file"),
+        (lambda lines, raw: gzip.compress(b"hello\n"), "no recording of vllm_nb"),
+        (lambda lines, raw: gzip.compress(lines[0]), "holds no events"),
+        (lambda lines, raw: gzip.compress(b"".join([lines[0], *lines[2:]])), "without a snapshot"),
+        (lambda lines, raw: gzip.compress(b"".join([*lines[:2], *lines[3:]])), "missing"),
+        (lambda lines, raw: gzip.compress(lines[0] + lines[1] + b"[1, 2"), "not JSON"),
+        (lambda lines, raw: gzip.compress(lines[0].replace(b'"version": 1', b'"version": 2')), "newer vllm_nb"),
+        (lambda lines, raw: raw[:3000] + bytes(50) + raw[3050:], "damaged.vnb"),
+    ],
+)
+def test_a_file_that_is_none_says_why(recording, tmp_path, change, message):
+    file = damaged(recording[0], tmp_path, change)
+    with pytest.raises(RecordingError, match=message) as caught:
+        replay(file)
+    assert str(file) in str(caught.value)

@@ -1,0 +1,26 @@
+"""What can be done with any engine that tells its events, in this process or in another."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from pathlib import Path
+
+from vllm_nb.events import Batch
+from vllm_nb.inspection.follow import LiveTimeline, Recorder
+
+
+class Observed(ABC):
+    """An engine seen from outside."""
+
+    @abstractmethod
+    def events(self, offset: int | None = None, *, follow: bool = True) -> Generator[Batch, None, None]:
+        """The event log in batches (docs/events.md), from event number `offset` on; None: from now, beginning with a
+        snapshot. With `follow` for as long as the engine lives, an empty one twice a second when nothing happens;
+        without, what there is. Raises EngineDeadError when the engine ends."""
+
+    def timeline(self) -> LiveTimeline:
+        """Follow the engine from now on; `.at(step)` is the state after a step, `.close()` the end."""
+        return LiveTimeline(self)
+
+    def record(self, path: str | Path) -> Recorder:
+        """Record all events into a file from now on; `.stop()` it, or use it with `with`. vllm_nb.replay reads it."""
+        return Recorder(self, path)

@@ -1,0 +1,103 @@
+"""Recordings: one file that replays anywhere, without an engine.
+
+A gzip file of JSON lines. The first says what it is; each other one is a batch of events as the engine streams them,
+the first of which has a snapshot (docs/events.md).
+"""
+
+import gzip
+import json
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vllm_nb.errors import VllmNbError
+from vllm_nb.events import VERSION, Batch, EventFormatError, check_version, dump, parse
+from vllm_nb.inspection.timeline import Timeline
+
+FORMAT = "vllm_nb recording"
+_FAST = 3  # gzip level: a fifth of the size, at little cost to whoever records
+
+
+class RecordingError(VllmNbError):
+    """A recording that cannot be read or written: missing, damaged, not a recording, or of a newer version."""
+
+
+class RecordingFile:
+    """Writes batches to a new file. Raises RecordingError when it cannot be created."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self.events = 0
+        try:
+            self._file = gzip.open(self.path, "wb", _FAST)  # noqa: SIM115 closed by close()
+        except OSError as error:
+            raise RecordingError(f"{self.path} cannot be written: {error.strerror}") from None
+        self._write(json.dumps({"format": FORMAT, "version": VERSION, "created": round(time.time())}))
+
+    def write(self, batch: Batch) -> None:
+        if batch.events or batch.snapshot is not None:
+            self._write(dump(batch))
+            self.events += len(batch.events)
+
+    def _write(self, line: str) -> None:
+        self._file.write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Complete the file. Safe to call twice."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def read_batches(path: str | Path) -> Iterator[Batch]:
+    """The batches of a recording. Raises RecordingError saying what is wrong with the file."""
+    path = Path(path).expanduser()
+    try:
+        with gzip.open(path, "rb") as file:
+            _check_header(path, file.readline())
+            for line in file:
+                yield parse(line)
+    except FileNotFoundError:
+        raise RecordingError(f"there is no recording {path}") from None
+    except EOFError:
+        raise RecordingError(f"{path} is cut off: the recording was not stopped, or not copied completely") from None
+    except gzip.BadGzipFile:
+        raise RecordingError(f"{path} is no recording of vllm_nb: it is not a gzip file, or damaged") from None
+    except (OSError, zlib.error) as error:
+        raise RecordingError(f"{path} cannot be read: {error}") from None
+    except EventFormatError as error:
+        raise RecordingError(f"{path}: {error}") from None
+
+
+def _check_header(path: Path, line: bytes) -> None:
+    try:
+        header: Any = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise RecordingError(f"{path} is no recording of vllm_nb: `%vllm record FILE` makes one")
+    check_version(header)
+
+
+def replay(path: str | Path) -> Timeline:
+    """A recording as a timeline, to be looked at step by step or through panels: replay(FILE).at(12), .panel("kv").
+
+    Raises RecordingError.
+    """
+    batches = read_batches(path)
+    try:
+        timeline = Timeline(next(batches), most_events=None)
+        for batch in batches:
+            timeline.extend(batch)
+    except StopIteration:
+        raise RecordingError(f"{path} holds no events: the recording was stopped before it had begun") from None
+    except EventFormatError as error:
+        raise RecordingError(f"{path}: {error}") from None
+    return timeline
