@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before anything imports Triton: without a GPU its kernels can only be interpreted. `make test-gpu` sets it to 0.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _packaged(distribution: str, suffix: str) -> Path | None:

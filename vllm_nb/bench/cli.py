@@ -9,6 +9,7 @@ EXAMPLES = """examples:
   vllm-nb bench latency smollm2 --phases --batch 1 16
   vllm-nb bench throughput smollm2 --requests 64 --input 32 256 --output 16 128
   vllm-nb bench kernels smollm2 --rows 1 4 16 --context 1024
+  vllm-nb bench compile --only "head 128"
 """
 
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_latency(benches.add_parser("latency", help="time to first token and between tokens, by batch size"))
     _add_throughput(benches.add_parser("throughput", help="many requests at once: tokens a second and percentiles"))
     _add_kernels(benches.add_parser("kernels", help="a step on the CPU: time by kernel, and what the machine allows"))
+    _add_compile(benches.add_parser("compile", help="the Triton kernels, compiled for GPUs that need not be there"))
 
 
 def _add_quick(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +58,14 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill", type=_count, default=512, metavar="TOKENS", help="of one prompt (default 512)")
     parser.add_argument("--repeats", type=_count, default=20, metavar="N", help="replays of each step (default 20)")
     parser.set_defaults(handler=_kernels)
+
+
+def _add_compile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="only cases whose name holds one of these"
+    )
+    parser.set_defaults(handler=_compile)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -96,5 +106,11 @@ def _throughput(args: argparse.Namespace) -> int:
 
 def _kernels(args: argparse.Namespace) -> int:
     from vllm_nb.bench.kernels import run
+
+    return run(args)
+
+
+def _compile(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.gpu_resources import run
 
     return run(args)

@@ -1,0 +1,103 @@
+"""Drawing tokens without a sort, interpreted, against the reference, which sorts."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_nb.engine import sampler
+from vllm_nb.kernels import reference
+from vllm_nb.kernels import triton as kernels
+
+VOCAB = 1500  # more than one block, and not a multiple of it
+
+
+def arguments(rows, data):
+    floats = {
+        "temperature": st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+        "top_p": st.sampled_from([1e-6, 0.3, 0.9, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.05, 1.0]),
+        "uniform": st.floats(0, 1, exclude_max=True, width=32),
+    }
+    drawn = {name: torch.tensor([data.draw(s, name) for _ in range(rows)]) for name, s in floats.items()}
+    top_k = torch.tensor([data.draw(st.sampled_from([0, 1, 3, 40, VOCAB, 10**6])) for _ in range(rows)]).int()
+    return drawn["temperature"], top_k, drawn["top_p"], drawn["min_p"], drawn["uniform"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_tokens_are_those_of_a_sort(data):
+    """Draws at the edge of a token's share may differ by rounding: then the next kept token is taken."""
+    rows = data.draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    logits = torch.randn(rows, VOCAB, generator=generator) * data.draw(st.sampled_from([0.1, 3.0, 20.0]))
+    if data.draw(st.booleans(), "equals"):
+        logits = logits.round()
+    temperature, top_k, top_p, min_p, uniform = arguments(rows, data)
+    ours = kernels.sample(logits.clone(), temperature, top_k, top_p, min_p, uniform)
+    theirs = reference.sample(logits, temperature, top_k, top_p, min_p, uniform)
+    for row in (ours != theirs).nonzero().flatten().tolist():
+        nearby = [
+            int(reference.sample(*(a[row : row + 1] for a in (logits, temperature, top_k, top_p + dp, min_p, u)))[0])
+            for dp in (-2e-6, 0, 2e-6)
+            for u in ((uniform - 2e-6).clamp(min=0), uniform, (uniform + 2e-6).clamp(max=1 - 2e-7))
+        ]
+        assert int(ours[row]) in nearby
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_broken_row_gives_minus_one(bad, temperature):
+    logits = torch.randn(2, VOCAB)
+    logits[0, 1200] = bad
+    if bad == -torch.inf:
+        logits[0] = bad
+    one = torch.ones(2)
+    tokens = kernels.sample(logits, one * temperature, torch.zeros(2).int(), one, one * 0, one * 0.5)
+    assert tokens[0] == -1
+    assert tokens[1] >= 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), num_top=st.integers(0, 6), equals=st.booleans())
+def test_logprobs(seed, num_top, equals):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, VOCAB, generator=generator) * 4
+    if equals:
+        logits = logits.round()
+    ids = torch.randint(0, VOCAB, (2,), generator=generator).int()
+    ours = kernels.token_logprobs(logits, ids, num_top)
+    theirs = reference.token_logprobs(logits, ids, num_top)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_penalties_equal_the_sampler_s_arithmetic():
+    rng = np.random.default_rng(0)
+    prompt_lens, lengths = np.array([3, 1100, 1, 2]), np.array([9, 1100, 1500, 7])
+    tokens = rng.integers(0, VOCAB, (4, 1600)).astype(np.int32)
+    repetition, frequency, presence = [1.3, 0.7, 1.0, 1.0], [0.4, 0.0, -0.5, 0.0], [0.0, 0.6, 0.2, 0.0]
+    logits = torch.randn(4, VOCAB)
+    expected = logits.double().numpy()
+    for row in range(4):
+        seen = np.unique(tokens[row, : lengths[row]])
+        values = expected[row, seen]
+        expected[row, seen] = np.where(values > 0, values / repetition[row], values * repetition[row])
+        used, counts = np.unique(tokens[row, prompt_lens[row] : lengths[row]], return_counts=True)
+        expected[row, used] -= counts * frequency[row] + presence[row]
+    kernels.penalize(
+        logits,
+        torch.from_numpy(tokens),
+        torch.from_numpy(prompt_lens).int(),
+        torch.from_numpy(lengths).int(),
+        *map(torch.tensor, (repetition, frequency, presence)),
+    )
+    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
+
+
+def test_random_numbers_are_those_of_the_sampler():
+    seeds = np.random.default_rng(1).integers(0, 2**64, 200, dtype=np.uint64)
+    positions = np.arange(200, dtype=np.uint64) * 977
+    ours = kernels.uniforms(torch.from_numpy(seeds.view(np.int64)), torch.from_numpy(positions.view(np.int64)))
+    np.testing.assert_array_equal(ours.numpy(), sampler.uniforms(seeds, positions))
