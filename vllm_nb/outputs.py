@@ -63,6 +63,16 @@ class ToolCallDelta:
     arguments: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ToolRun:
+    """A call that the server has executed itself, between two turns of the model. server: where the tool is from."""
+
+    call: ToolCall
+    server: str
+    output: str
+    is_error: bool = False
+
+
 @dataclass(slots=True)
 class Choice:
     """One of the `n` answers. finish_reason: stop, tool_calls (it ended after calls), length, abort or error;
@@ -76,6 +86,7 @@ class Choice:
     stop_reason: str | int | None = None
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_runs: list[ToolRun] = field(default_factory=list)  # calls that the server has executed on the way
 
     @property
     def message(self) -> ChatMessage:
@@ -152,3 +163,4 @@ class StreamItem:
     timings: Timings | None = None
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    tool_runs: list[ToolRun] = field(default_factory=list)

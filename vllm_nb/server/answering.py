@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from vllm_nb.outputs import GenerationOutput, StreamItem, Timings, Usage
 from vllm_nb.sampling import SamplingParams
 from vllm_nb.server.host import EngineHost
-from vllm_nb.server.openai_format import event, to_json, totals
+from vllm_nb.server.openai_format import to_json, totals
 from vllm_nb.server.streaming import CLIENT_CLOSED_REQUEST, REQUEST_ID, ClientLeft, EventStream, batches, until_hangup
 
 if TYPE_CHECKING:
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 
 class AnswerFormat(Protocol):
-    """How an answer is written. A request may hold several prompts; they are numbered in order."""
+    """How an answer is written. A request may hold several prompts; they are numbered in order. end: what follows the
+    last event of a stream."""
+
+    end: bytes
+
+    def first_chunks(self) -> list[dict[str, Any]]:
+        """What is said before there is a token."""
+        ...
 
     def chunks(self, prompt: int, items: Sequence[StreamItem]) -> list[dict[str, Any]]:
         """The chunks for the items of a step of the prompt with that number."""
@@ -28,17 +35,33 @@ class AnswerFormat(Protocol):
         """`chunks`, the last of the answer, completed by the totals."""
         ...
 
+    def collect(self, prompt: int, items: Sequence[StreamItem]) -> None:
+        """Instead of `chunks`, where the answer is wanted in one piece."""
+        ...
+
     def whole(self, outputs: Sequence[GenerationOutput], usage: Usage, timings: Timings) -> dict[str, Any]:
         """The answer in one piece."""
         ...
 
+    def event(self, chunk: dict[str, Any]) -> bytes:
+        """A chunk as a server-sent event."""
+        ...
 
-async def submit(engine: "Engine", params: SamplingParams, conversations: Sequence[Any]) -> "list[AsyncEngineStream]":
-    """Queue one request a conversation; all or none. Raises RequestError, QueueFullError, EngineDeadError."""
+    def error_event(self, error: BaseException) -> bytes:
+        """The last event of a stream that failed."""
+        ...
+
+
+async def submit(
+    engine: "Engine", params: SamplingParams, conversations: Sequence[Any], **options: Any
+) -> "list[AsyncEngineStream]":
+    """Queue one request a conversation; all or none. options: fields of ChatOptions.
+
+    Raises RequestError, QueueFullError, EngineDeadError."""
     streams: list[AsyncEngineStream] = []
     try:
         for conversation in conversations:
-            streams.append(await engine.agenerate_stream(params, conversation))  # noqa: PERF401  # kept on an error
+            streams.append(await engine.agenerate_stream(params, conversation, **options))  # noqa: PERF401  # kept on an error
     except BaseException:
         for stream in streams:
             stream.cancel()
@@ -53,12 +76,15 @@ async def answer(
     form: AnswerFormat,
     *,
     streamed: bool,
+    request_id: str | None = None,
 ) -> Response:
-    """The response, which lives as long as its client: when that leaves, the streams end in the engine."""
-    request_id = streams[0].request_id
+    """The response, which lives as long as its client: when that leaves, the streams end in the engine.
+
+    request_id: by which it can be aborted; None: the first stream's."""
+    request_id = request_id or streams[0].request_id
     lifetime = host.using(request_id, streams)
     if streamed:
-        return EventStream(_events(form, streams), request_id, lifetime)
+        return EventStream(_events(form, streams), request_id, lifetime, error_event=form.error_event, end=form.end)
     with lifetime:
         try:
             body = await until_hangup(request.receive, _whole(form, streams))
@@ -68,14 +94,16 @@ async def answer(
 
 
 async def _whole(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> dict[str, Any]:
-    async for _ in batches(streams):
-        continue
+    async for index, items in batches(streams):
+        form.collect(index, items)
     outputs = [stream.output for stream in streams]
     return form.whole(outputs, *totals(outputs))
 
 
 async def _events(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> AsyncGenerator[bytes, None]:
     """One piece of bytes, to be written at once, for what a step brought."""
+    if chunks := form.first_chunks():
+        yield b"".join(map(form.event, chunks))
     running = len(streams)
     async for index, items in batches(streams):
         running -= any(item.usage is not None for item in items)
@@ -83,4 +111,4 @@ async def _events(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> Asy
         if not running:
             chunks = form.last_chunks(chunks, *totals([stream.output for stream in streams]))
         if chunks:
-            yield b"".join(map(event, chunks))
+            yield b"".join(map(form.event, chunks))

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.server import (
+    anthropic,
     completions,
     docs,
     embeddings,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vllm_nb.api import Engine
 
 _ROUTES = (
+    anthropic,
     completions,
     embeddings,
     measure,

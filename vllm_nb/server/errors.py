@@ -30,7 +30,9 @@ class ApiError(VllmNbError):
         headers = {"Retry-After": str(math.ceil(self.retry_after))} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(shape_of(path)(self), self.status, headers)
+        shape = shape_of(path)
+        overloaded = shape is anthropic_shape and self.status == 503
+        return JSONResponse(shape(self), _ANTHROPIC_OVERLOADED if overloaded else self.status, headers)
 
 
 Shape = Callable[[ApiError], dict[str, Any]]
@@ -46,6 +48,7 @@ def anthropic_shape(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": str(error)}}
 
 
+_ANTHROPIC_OVERLOADED = 529  # Anthropic's own status for it
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
+from vllm_nb.server.errors import error_event
+from vllm_nb.server.streaming import DONE
 
 if TYPE_CHECKING:
     from vllm_nb.text.tokenizer import Tokenizer
@@ -14,11 +16,6 @@ if TYPE_CHECKING:
 to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
-
-
-def event(body: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return f"data: {to_json(body)}\n\n".encode()
 
 
 @dataclass(kw_only=True)
@@ -38,6 +35,19 @@ class Format:
 
     kind = ""
     chunk_kind = ""
+    end = DONE
+
+    def first_chunks(self) -> list[dict[str, Any]]:
+        return []
+
+    def collect(self, prompt: int, items: Sequence[StreamItem]) -> None:
+        """Nothing: outputs have all of it."""
+
+    def event(self, chunk: dict[str, Any]) -> bytes:
+        return f"data: {to_json(chunk)}\n\n".encode()
+
+    def error_event(self, error: BaseException) -> bytes:
+        return error_event(error)
 
     def chunks(self, prompt: int, items: Sequence[StreamItem]) -> list[dict[str, Any]]:
         """The chunks for the items of a step of the prompt with that number."""
