@@ -1,6 +1,9 @@
-"""`vllm-nb bench`: quick (to compare engines), latency, throughput, kernels."""
+"""`vllm-nb bench`: quick (to compare engines), latency, throughput, kernels; serve and overhead for servers."""
 
 import argparse
+import math
+import os
+from typing import Any
 
 from vllm_nb.config import BACKENDS, DTYPES
 
@@ -10,6 +13,9 @@ EXAMPLES = """examples:
   vllm-nb bench throughput smollm2 --requests 64 --input 32 256 --output 16 128
   vllm-nb bench kernels smollm2 --rows 1 4 16 --context 1024
   vllm-nb bench compile --only "head 128"
+  vllm-nb bench serve --url http://127.0.0.1:8000 --rate 1 4 inf --slo ttft=500 tpot=60
+  vllm-nb bench serve --concurrency 64 --duration 60
+  vllm-nb bench overhead smollm2 --concurrency 64 --requests 256
 """
 
 
@@ -20,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_quick(benches.add_parser("quick", help="prefill, one stream, 16 streams: three numbers to compare engines by"))
     _add_latency(benches.add_parser("latency", help="time to first token and between tokens, by batch size"))
     _add_throughput(benches.add_parser("throughput", help="many requests at once: tokens a second and percentiles"))
+    _add_serve(benches.add_parser("serve", help="load on any server with OpenAI's routes: what its clients see"))
+    _add_overhead(benches.add_parser("overhead", help="what HTTP and streaming cost, beside the engine alone"))
     _add_kernels(benches.add_parser("kernels", help="a step on the CPU: time by kernel, and what the machine allows"))
     _add_compile(benches.add_parser("compile", help="the Triton kernels, compiled for GPUs that need not be there"))
 
@@ -47,6 +55,51 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=int, nargs=2, default=[16, 128], metavar=("LEAST", "MOST"))
     parser.add_argument("--seed", type=int, default=0, help="of the lengths and prompts (default 0)")
     parser.set_defaults(handler=_throughput)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from vllm_nb.bench.serve import slo
+
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default http://127.0.0.1:8000)")
+    parser.add_argument("--api-key", metavar="KEY", default=os.environ.get("VLLM_NB_API_KEY"), help="its key, if any")
+    parser.add_argument("--model", metavar="NAME", help="default: the first that the server names")
+    parser.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
+    parser.add_argument(
+        "--rate",
+        type=_positive,
+        nargs="+",
+        default=[math.inf],
+        metavar="R",
+        help="requests a second, a row each; inf",
+    )
+    parser.add_argument("--duration", type=_positive, metavar="SECONDS", help="for so long, instead of --requests")
+    parser.add_argument("--slo", type=slo, action=_Slos, nargs="+", help="ttft=, tpot=, e2e=MILLISECONDS, for goodput")
+    parser.add_argument("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="for an answer (600)")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    _add_load(parser)
+    parser.set_defaults(handler=_serve)
+
+
+def _add_overhead(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    _add_load(parser)
+    parser.add_argument("--rounds", type=_count, default=2, metavar="N", help="of either, in turns (default 2)")
+    parser.set_defaults(handler=_overhead)
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=_count, default=128, metavar="N", help="default 128")
+    parser.add_argument("--concurrency", type=_count, default=64, metavar="N", help="most at once (default 64)")
+    parser.add_argument("--input", type=_count, nargs=2, default=[16, 64], metavar=("LEAST", "MOST"), help="tokens")
+    parser.add_argument("--output", type=_count, nargs=2, default=[32, 96], metavar=("LEAST", "MOST"), help="tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of lengths, prompts and arrivals (default 0)")
+
+
+class _Slos(argparse.Action):
+    """The pairs of --slo as a dictionary."""
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, __: Any = None) -> None:
+        setattr(namespace, self.dest, dict(values))
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +139,17 @@ def _count(text: str) -> int:
     raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, not {text!r}")
 
 
+def _positive(text: str) -> float:
+    """A number above 0, also inf."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value > 0:
+        return value
+    raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text!r}")
+
+
 def _quick(args: argparse.Namespace) -> int:
     from vllm_nb.bench.quick import run
 
@@ -100,6 +164,18 @@ def _latency(args: argparse.Namespace) -> int:
 
 def _throughput(args: argparse.Namespace) -> int:
     from vllm_nb.bench.throughput import run
+
+    return run(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.serve import run
+
+    return run(args)
+
+
+def _overhead(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.overhead import run
 
     return run(args)
 

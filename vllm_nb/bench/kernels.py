@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vllm_nb import progress
-from vllm_nb.bench.setup import show
+from vllm_nb.bench.report import show
 from vllm_nb.client.terminal import ProgressBars
 from vllm_nb.config import EngineConfig
 from vllm_nb.engine.bandwidth import read_rate

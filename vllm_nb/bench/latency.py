@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vllm_nb.api import Engine, Prompt
-from vllm_nb.bench.setup import greedy, open_engine, percentiles, show, token_ids
+from vllm_nb.bench.report import percentiles, show
+from vllm_nb.bench.setup import greedy, open_engine, token_ids
 from vllm_nb.events import Event, StepDone
 from vllm_nb.text.output_text import OutputText
 

@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 
 from vllm_nb.api import Conversation, Engine, Prompt
-from vllm_nb.bench.setup import TEXT, greedy, open_engine, show
+from vllm_nb.bench.report import show
+from vllm_nb.bench.setup import TEXT, greedy, open_engine
 
 
 def run(args: argparse.Namespace) -> int:

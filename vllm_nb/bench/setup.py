@@ -1,12 +1,8 @@
-"""What the benchmarks share: an engine without prefix cache, prompts of a given length, tables and percentiles."""
+"""What the benchmarks share: an engine without prefix cache, and prompts of a given length."""
 
 import argparse
-import json
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
-
-import numpy as np
 
 from vllm_nb import progress
 from vllm_nb.api import Engine, EngineBuilder, Prompt
@@ -32,25 +28,3 @@ def token_ids(engine: Engine, count: int) -> list[int]:
 def greedy(tokens: int) -> SamplingParams:
     """Exactly `tokens` tokens."""
     return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    p50, p90, p99 = np.percentile(values, (50, 90, 99))
-    return {"p50": float(p50), "p90": float(p90), "p99": float(p99)}
-
-
-def show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
-    """Rows with the same keys, as a table or as JSON lines."""
-    if as_json:
-        for row in rows:
-            print(json.dumps(row), flush=True)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*(f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vllm_nb.api import Prompt
-from vllm_nb.bench.setup import greedy, open_engine, percentiles, show
+from vllm_nb.bench.report import percentiles, show
+from vllm_nb.bench.setup import greedy, open_engine
 from vllm_nb.outputs import GenerationOutput
 
 

@@ -116,6 +116,7 @@ def run(
     config = uvicorn.Config(
         app,
         access_log=False,
+        http="h11",
         log_config=None,  # the process's own logging
         server_header=False,
         proxy_headers=False,
