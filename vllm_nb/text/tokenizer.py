@@ -79,6 +79,11 @@ class Tokenizer:
 
         return cls(**read_folder(path))
 
+    @property
+    def added_ids(self) -> Mapping[str, int]:
+        """The tokens that are not made of others, such as <|im_end|> or <think>, by name."""
+        return {name: token_id for token_id, name in self._added.items()}
+
     # Text to ids
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
