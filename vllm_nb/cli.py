@@ -197,6 +197,9 @@ _ENGINE_HELP = {
     "yarn_factor": "stretch the context by YaRN",
     "max_queued_requests": "more than these are refused",
     "threads": "CPU threads (default: physical cores)",
+    "tool_parser": "how the model writes tool calls: hermes, llama3, pythonic, mistral, deepseek, glm, phi, gemma, "
+    "qwen_coder, harmony, none",
+    "reasoning_parser": "how it marks its reasoning: think, mistral, none",
 }
 _CHOICES = {"device": DEVICES, "backend": BACKENDS, "dtype": DTYPES}
 

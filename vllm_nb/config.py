@@ -31,6 +31,8 @@ class EngineConfig:
     yarn_factor: float | None = None  # stretch the context by YaRN
     max_queued_requests: int = 1024
     threads: int | None = None  # CPU threads; None: physical cores
+    tool_parser: str = "auto"  # how tool calls are written: a family's name, "none", or as template and tokens show
+    reasoning_parser: str = "auto"  # the same for reasoning
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import numpy as np
 
 from vllm_nb.engine.scheduler import TokenOutput
-from vllm_nb.engine.sequence import Sequence
 from vllm_nb.errors import GenerationError
 from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
+from vllm_nb.request import Request
 from vllm_nb.text.output_text import OutputText
+from vllm_nb.text.parsing.parser import Parsed
 from vllm_nb.text.tokenizer import Tokenizer
 
 Abort = Callable[[str, int, str], None]  # (request_id, index, reason)
@@ -21,7 +22,8 @@ class Response:
     `receive` takes the outputs of one step; `output` is the request so far, complete when `finished`.
     """
 
-    def __init__(self, sequences: list[Sequence], tokenizer: Tokenizer, abort: Abort):
+    def __init__(self, request: Request, tokenizer: Tokenizer, abort: Abort):
+        sequences = request.sequences
         first = sequences[0]
         self.request_id = first.request_id
         self.finished = False
@@ -31,6 +33,8 @@ class Response:
         params = first.params
         stop = params.stop or ()
         self._texts = [OutputText(tokenizer, stop, params.min_tokens) for _ in sequences]
+        self._parsers = request.parsers
+        self._include_reasoning = request.include_reasoning
         self._open = len(sequences)
         choices = [Choice(i, logprobs=None if params.logprobs is None else []) for i in range(len(sequences))]
         prompt = first.tokens[: first.prompt_len].tolist()
@@ -66,9 +70,10 @@ class Response:
         elif not output.finish_reason and not prompt_logprobs:
             return None
         if choice.finish_reason is None and output.finish_reason:
-            item.text += self._texts[seq.index].finish()
+            self._finish_text(item, output.finish_reason)
             self._close(choice, output.finish_reason, output.stop_reason)
         choice.text += item.text
+        choice.reasoning += item.reasoning
         if choice.finish_reason:
             item.finish_reason, item.stop_reason = choice.finish_reason, choice.stop_reason
             self._account(item)
@@ -85,13 +90,32 @@ class Response:
         if output.stop_reason is not None:  # a token that ends the output is not part of its text
             return
         text = self._texts[seq.index]
-        item.text = text.push(item.token_ids)
+        if self._parsers is None:
+            item.text = text.push(item.token_ids)
+        else:
+            self._say(item, self._parsers[seq.index].push(item.token_ids), num_tokens=1)
         if text.stopped is not None:
             self._close(choice, "stop", text.stopped)
             if not output.finish_reason:
                 self._abort(self.request_id, seq.index, "stop")
 
+    def _say(self, item: StreamItem, parsed: Parsed, num_tokens: int) -> None:
+        """Stop texts end the answer, so they are looked for in nothing else."""
+        item.text += self._texts[item.index].scan(parsed.text, num_tokens)
+        item.tool_calls += parsed.tool_calls
+        if self._include_reasoning:
+            item.reasoning += parsed.reasoning
+
+    def _finish_text(self, item: StreamItem, reason: str) -> None:
+        if self._parsers is not None:
+            self._say(item, self._parsers[item.index].finish(cut=reason in ("length", "abort")), num_tokens=0)
+        item.text += self._texts[item.index].finish()
+
     def _close(self, choice: Choice, reason: str, stop_reason: str | int | None) -> None:
+        if self._parsers is not None:
+            choice.tool_calls = self._parsers[choice.index].tool_calls
+            if reason == "stop" and choice.tool_calls:
+                reason = "tool_calls"
         choice.finish_reason, choice.stop_reason = reason, stop_reason
         self._open -= 1
         self.finished = self._open == 0
@@ -104,6 +128,7 @@ class Response:
         usage = self.output.usage
         usage.completion_tokens = sum(len(choice.token_ids) for choice in self.output.choices)
         usage.cached_tokens = first.num_cached
+        usage.reasoning_tokens = sum(parser.reasoning_tokens for parser in self._parsers or ())
         timings.scheduled = first.scheduled
         timings.first_token = min((s.first_token for s in self._sequences if s.first_token is not None), default=None)
         timings.finished = time.monotonic()

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 # The modules of the package's root that make up `api`.
-API = {"api", "response", "streams", "embeddings", "event_reader", "inside"}
+API = {"api", "request", "response", "streams", "embeddings", "event_reader", "inside"}
 
 # Upwards on purpose, each with its reason.
 EXCEPTIONS = {

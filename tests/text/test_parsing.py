@@ -311,7 +311,7 @@ def test_nothing_is_lost(name):
         ("deepseek", "<｜tool▁calls▁begin｜>oops<｜tool▁calls▁end｜>"),
         ("gemma", "<start_function_call>call:f{a:oops}<end_function_call>"),
         ("phi", '<|tool_call|>[{"nome": "f"}]<|/tool_call|>'),
-        ("harmony", "<|channel|>commentary to=functions.f<|message|>oops<|call|>"),
+        ("harmony", "<|channel|>commentary to=functions.f<|message|>oops"),
     ],
 )
 def test_malformed_calls_come_as_they_were_written(name, output):
@@ -376,12 +376,12 @@ def test_a_prompt_that_opened_the_reasoning():
 def test_linear_time():
     """Half a million characters in all the ways that have made parsers quadratic."""
     hard = [
-        "<" * 500_000,
-        " " * 500_000,
-        "<tool_call>" * 50_000,
-        '<tool_call>{"name": "f", "arguments": {"a": "' + "\\" * 500_000,
+        "<" * 200_000,
+        " " * 200_000,
+        "<tool_call>" * 20_000,
+        '<tool_call>{"name": "f", "arguments": {"a": "' + "\\" * 200_000,
     ]
-    hard += ["<tool_call>[" + '{"name": "f"},' * 30_000, "<think>" * 70_000, '<tool_call>{"name": "' + "{" * 400_000]
+    hard += ["<tool_call>[" + '{"name": "f"},' * 30_000, "<think>" * 30_000, '<tool_call>{"name": "' + "{" * 200_000]
     for output in hard:
         data = output.encode()
         pieces = [data[i : i + 4] for i in range(0, len(data), 4)]
@@ -391,7 +391,7 @@ def test_linear_time():
         for token_id in ids:
             parser.push([token_id])
         parser.finish(cut=False)
-        assert time.perf_counter() - started < 10, output[:40]
+        assert time.perf_counter() - started < 5, output[:40]
 
 
 # Choice

@@ -40,6 +40,13 @@ class OutputText:
             shown.append(self._scan(self._automaton, self._detokenizer.push((token_id,))))
         return "".join(shown)
 
+    def scan(self, text: str, num_tokens: int) -> str:
+        """The same for text that somebody else has made of so many tokens."""
+        self.tokens_used += num_tokens
+        if self._automaton is None or self.stopped is not None:
+            return text if self.stopped is None else ""
+        return self._scan(self._automaton, text)
+
     def finish(self) -> str:
         """The rest, once no more tokens come: what was held back, and U+FFFD for half a character."""
         if self.stopped is not None:

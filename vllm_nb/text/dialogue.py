@@ -1,0 +1,50 @@
+"""How one model converses: its chat template for what goes in, its family of output syntax for what comes out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vllm_nb.chat import ChatOptions
+from vllm_nb.messages import ChatMessage
+from vllm_nb.text.chat_template import ChatTemplate
+from vllm_nb.text.parsing.choose import choose_family
+from vllm_nb.text.parsing.families.hermes import HERMES
+from vllm_nb.text.parsing.family import Family
+from vllm_nb.text.parsing.parser import OutputParser
+from vllm_nb.text.tokenizer import Tokenizer
+
+_TAIL = 16  # tokens at the prompt's end among which the mark that opens the reasoning would be
+
+
+class Dialogue:
+    """tool_parser, reasoning_parser: "auto", "none" or a family's name. Raises ModelLoadError for an unknown one."""
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, tool_parser: str, reasoning_parser: str):
+        self._template, self._tokenizer = template, tokenizer
+        signs = template.source or "", template.knows_tools, tokenizer.added_ids
+        self.family = choose_family(*signs, tool_parser, reasoning_parser)
+
+    def encode(self, messages: Sequence[ChatMessage], options: ChatOptions) -> list[int]:
+        """The prompt. Raises RequestError."""
+        return self._template.render([*messages], **options.template_variables())
+
+    def parsers(self, prompt: Sequence[int], options: ChatOptions, count: int) -> list[OutputParser] | None:
+        """For the answers to a prompt; None where the output is the answer as it stands."""
+        family, tools = self.family_for(options), options.usable_tools
+        if not tools and family.think is None and "reasoning" not in family.states:
+            return None
+        schemas = {tool.name: tool.parameters for tool in tools}
+        state = "reasoning" if self.is_reasoning(prompt) else None
+        return [OutputParser(family, self._tokenizer, schemas, state) for _ in range(count)]
+
+    def family_for(self, options: ChatOptions) -> Family:
+        """The model's own, but where calls are forced and it does not write their arguments as JSON, hermes."""
+        if options.must_call and self.family.forced is None:
+            return replace(HERMES, think=self.family.think)
+        return self.family
+
+    def is_reasoning(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt ends where the model is to think, as some templates open the reasoning themselves."""
+        if self.family.think is None:
+            return False
+        tail = self._tokenizer.decode(prompt[-_TAIL:], skip_special=False)
+        return tail.rstrip().endswith(self.family.think[0])
