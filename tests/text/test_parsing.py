@@ -12,8 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from vllm_nb.errors import ModelLoadError
-from vllm_nb.text.parsing.choose import FAMILIES, choose_family
+from vllm_nb.text.parsing.choose import FAMILIES
 from vllm_nb.text.parsing.parser import OutputParser
 from vllm_nb.text.tokenizer import Tokenizer
 
@@ -392,47 +391,3 @@ def test_linear_time():
             parser.push([token_id])
         parser.finish(cut=False)
         assert time.perf_counter() - started < 5, output[:40]
-
-
-# Choice
-
-
-@pytest.mark.parametrize(
-    ("template", "added", "name"),
-    [
-        ("{{ tools }}<tool_call>", ["<think>"], "hermes"),
-        ("{{ tools }}", ["<|python_tag|>", "<|eot_id|>"], "llama3"),
-        ("{{ tools }}", ["<|python_start|>", "<|python_end|>"], "pythonic"),
-        ("{{ tools }}[TOOL_CALLS]", [], "mistral"),
-        ("{{ tools }}", ["<｜tool▁calls▁begin｜>", "<think>"], "deepseek"),
-        ("{{ tools }}<tool_call><arg_key>", ["<tool_call>"], "glm"),
-        ("{{ tools }}<tool_call>\n<function=", ["<tool_call>"], "qwen_coder"),
-        ("{{ tools }}", ["<|tool_call|>"], "phi"),
-        ("{{ tools }}", ["<start_function_call>"], "gemma"),
-        ("no place for them", ["[TOOL_CALLS]", "<|python_tag|>"], "hermes"),
-        ("", ["<|channel|>"], "harmony"),
-    ],
-)
-def test_the_family_by_template_and_tokens(template, added, name):
-    ids = {token: i for i, token in enumerate(added)}
-    family = choose_family(template, "tools" in template, ids)
-    assert family.name == name
-    assert (family.think is not None) == ("<think>" in added)
-
-
-def test_the_family_by_the_settings():
-    assert choose_family("", False, {}, "glm", "mistral").name == "glm"
-    assert choose_family("", False, {}, "glm", "mistral").think == ("[THINK]", "[/THINK]")
-    assert choose_family("<think>", True, {"<think>": 1}, "llama3", "none").think is None
-    assert parse_settings_none() == []
-    with pytest.raises(ModelLoadError, match=r"tool_parser must be one of auto, none, hermes, .*; not 'x'"):
-        choose_family("", False, {}, "x")
-    with pytest.raises(ModelLoadError, match="reasoning_parser must be one of auto, none, think, mistral; not 'x'"):
-        choose_family("", False, {}, "auto", "x")
-
-
-def parse_settings_none() -> list:
-    tokenizer, ids = vocabulary([b'<tool_call>{"name": "f"}</tool_call>'])
-    parser = OutputParser(choose_family("", False, {}, "none"), tokenizer, TOOLS)
-    parser.push(ids)
-    return parser.tool_calls
