@@ -4,12 +4,15 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_nb.chat import ChatOptions, Tool
 from vllm_nb.errors import EngineDeadError, GenerationError, QueueFullError, RequestError, VllmNbError
 from vllm_nb.messages import as_messages
 from vllm_nb.sampling import SamplingParams, StructuredOutputs
+
+if TYPE_CHECKING:
+    from vllm_nb.client.schema import Shape
 
 SHORT = 10.0  # seconds, for what an engine answers at once
 ABORT = 2.0  # seconds; an interrupted user does not wait longer
@@ -20,25 +23,29 @@ class Query:
     """One request, so that it can be sent and sent again.
 
     content: a conversation as OpenAI's dictionaries, or, for the model to continue it as it is, a text or token ids.
-    params: fields of SamplingParams and, for a conversation, of ChatOptions; and `model`.
+    params: fields of SamplingParams and, for a conversation, of ChatOptions; `model`; and `schema`, as Shape.of takes
+    it. `tools` may hold Python functions.
     """
 
     content: list[dict[str, Any]] | str | list[int]
     params: Mapping[str, Any]
     wire: Mapping[str, Any] = field(repr=False)  # the same as the API has it
+    shape: "Shape | None" = None  # how the answer's text becomes a value
 
     @classmethod
     def chat(cls, messages: Any, params: Mapping[str, Any]) -> "Query":
         """Raises RequestError for messages, TypeError and ValueError for params that can't be right."""
-        wire = _wire_params(params, chat=True)
-        return cls([message.to_dict() for message in as_messages(messages)], params, wire)
+        shape, plain = _python_params(params)
+        wire = _wire_params(plain, chat=True)
+        return cls([_with_images(message.to_dict()) for message in as_messages(messages)], params, wire, shape)
 
     @classmethod
     def text(cls, prompt: str | list[int], params: Mapping[str, Any]) -> "Query":
         """As `chat`, without the chat template."""
         if not prompt:
             raise RequestError("the prompt is empty: give a text or token ids")
-        return cls(prompt, params, _wire_params(params, chat=False))
+        shape, plain = _python_params(params)
+        return cls(prompt, params, _wire_params(plain, chat=False), shape)
 
     @property
     def is_chat(self) -> bool:
@@ -61,6 +68,35 @@ class Query:
         if ours:
             body["return_token_ids"] = True
         return body | {"messages" if self.is_chat else "prompt": self.content}
+
+
+def _python_params(params: Mapping[str, Any]) -> "tuple[Shape | None, dict[str, Any]]":
+    """What only Python can say, as what the API can."""
+    plain = dict(params)
+    schema = plain.pop("schema", None)
+    if any(map(callable, plain.get("tools") or ())):
+        from vllm_nb.client.tools import PythonTool
+
+        plain["tools"] = [PythonTool(tool).tool if callable(tool) else tool for tool in plain["tools"]]
+    if schema is None:
+        return None, plain
+    from vllm_nb.client.schema import Shape
+
+    if plain.get("structured_outputs") is not None:
+        raise ValueError("schema and structured_outputs say the same: give one of them")
+    shape = Shape.of(schema)
+    return shape, plain | {"structured_outputs": shape.outputs}
+
+
+def _with_images(message: dict[str, Any]) -> dict[str, Any]:
+    """A server need not be able to read our files: they are sent."""
+    parts = message.get("content")
+    for part in parts if isinstance(parts, list) else ():
+        if part["type"] == "image_url":
+            from vllm_nb.client.images import image_url
+
+            part["image_url"] = {"url": image_url(part["image_url"]["url"])}
+    return message
 
 
 _SAMPLING = {f.name: f.default for f in fields(SamplingParams)}

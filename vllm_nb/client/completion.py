@@ -12,6 +12,7 @@ from vllm_nb.outputs import Choice, StreamItem, TokenLogprob, ToolCallDelta, Usa
 if TYPE_CHECKING:
     from vllm_nb.client.base import Query
     from vllm_nb.client.http import EngineClient
+    from vllm_nb.client.schema import Shape
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class _Asked:
     """Knows where it came from. No dataclass: that is neither shown, compared, copied nor pickled."""
 
     _origin: "tuple[Query, EngineClient] | None" = None
+    _values: list[Any] | None = None  # parsed already
 
     def of(self, query: "Query", client: "EngineClient") -> Self:
         """This, with what was asked, so that it can be asked again."""
@@ -86,6 +88,22 @@ class Completion(_Asked):
     def message(self) -> ChatMessage:
         """The answer as a turn, to go on with the conversation."""
         return self.choices[0].message
+
+    @property
+    def value(self) -> Any:
+        """The answer as what `schema` asked for, checked. Raises AnswerError where it is not that: cut off, or of a
+        server that does not hold its answers to a schema; RequestError where none was asked for."""
+        return self.values[0]
+
+    @property
+    def values(self) -> list[Any]:
+        """Of each of `choices`."""
+        if self._values is None:
+            query, _ = self._asked()
+            if query.shape is None:
+                raise RequestError("no value was asked for: give schema=..., or --schema or --choice in a cell")
+            self._values = [_value(query.shape, choice) for choice in self.choices]
+        return self._values
 
     @property
     def finish_reason(self) -> str | None:
@@ -178,6 +196,15 @@ class Completion(_Asked):
     def _html(self, texts: list[str]) -> str:
         blocks = (f'<div style="white-space:pre-wrap">{html.escape(text)}</div>' for text in texts)
         return f"{'<hr>'.join(blocks)}<p><small>{html.escape(self.summary)}</small></p>"
+
+
+def _value(shape: "Shape", choice: Choice) -> Any:
+    if choice.finish_reason in ("length", "abort"):
+        from vllm_nb.client.schema import AnswerError
+
+        why = "interrupted" if choice.finish_reason == "abort" else "cut off by max_tokens or the context's end"
+        raise AnswerError(f"the answer was {why} before it was whole: its text so far is in .text")
+    return shape.value(choice.text)
 
 
 def _add_call(calls: list[ToolCall], piece: ToolCallDelta) -> None:

@@ -9,8 +9,8 @@ with client.stream("Hello") as stream:
 `client.aio` is the same for asyncio, `client.openai()` a client of OpenAI's own library.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from vllm_nb.client.base import ABORT, SHORT, BaseClient, Query, is_ours, payload
@@ -22,6 +22,7 @@ from vllm_nb.errors import VllmNbError
 from vllm_nb.events import Batch
 from vllm_nb.inspection.observed import Observed
 from vllm_nb.inspection.view import EngineView
+from vllm_nb.messages import ToolCall, as_messages
 
 if TYPE_CHECKING:
     import httpx
@@ -38,8 +39,12 @@ class EngineClient(BaseClient, Observed):
     def chat(self, messages: Any, **params: Any) -> Completion:
         """The answer to a conversation (a text, a message, or a list of messages), complete.
 
-        params: fields of SamplingParams, and `model`. Raises RequestError, QueueFullError, GenerationError,
-        EngineDeadError; ValueError and TypeError for wrong params. An interrupt ends the request in the engine too.
+        params: fields of SamplingParams and ChatOptions, and `model`. `tools` may hold Python functions (the answer has
+        the calls, `run_tools` runs them). schema: a pydantic model, a dataclass, another type, or a JSON schema: what
+        the answer's `value` is to be.
+
+        Raises RequestError, QueueFullError, GenerationError, EngineDeadError; ValueError and TypeError for wrong
+        params. An interrupt ends the request in the engine too.
         """
         return _complete(self.stream(messages, **params))
 
@@ -88,6 +93,28 @@ class EngineClient(BaseClient, Observed):
         """
         body = embedding_body(model or self.model, inputs, pooling, dimensions)
         return vectors_of(self._call("POST", PATH, body, timeout=None), inputs)
+
+    def run_tools(
+        self,
+        messages: Any,
+        tools: Iterable[Callable[..., Any]],
+        *,
+        confirm: Callable[[ToolCall], bool] = lambda call: True,
+        max_rounds: int = 8,
+        **params: Any,
+    ) -> Completion:
+        """As `chat`, but the calls of an answer are run and their results sent back, until an answer has none.
+
+        tools: functions with type hints and docstrings. confirm: asked before each call. An exception of a tool goes to
+        the model as text. Raises RequestError after `max_rounds` rounds of calls.
+        """
+        from vllm_nb.client.tools import Toolbox, run_rounds
+
+        box = Toolbox(tools)
+        options = {"tools": box.tools} | params
+        conversation = [message.to_dict() for message in as_messages(messages)]
+        ask = partial(self.chat, **options)
+        return run_rounds(ask, conversation, box, confirm=confirm, max_rounds=max_rounds)[0]
 
     def abort(self, request_id: str) -> bool:
         """End a request. False when the engine knows no such request, or cannot be asked."""

@@ -11,7 +11,7 @@ def make_client(server: BaseClient, kind: str, transport: str, options: dict[str
     try:
         import openai
     except ImportError:
-        raise VllmNbError("the package `openai` is not installed: pip install openai") from None
+        raise VllmNbError("the package `openai` is not installed: pip install 'vllm-nb[openai]'") from None
     defaults = {
         "base_url": f"{server.url}/v1",
         "api_key": server.token or "unused",  # it refuses to be without one
