@@ -116,6 +116,7 @@ def make_core(tiny_model) -> Callable[..., EngineCore]:
             max_num_batched_tokens=budget,
             prefix_cache=stored != 0,
             weight_bytes=0,
+            step_weight_bytes=0,
             kv_bytes=0,
         )
         return EngineCore(scheduler, runner, Sampler(reference), events, info)

@@ -33,8 +33,6 @@ from vllm_nb.sampling import NEUTRAL_DEFAULTS, SamplingParams
 from vllm_nb.weights.checkpoint import open_checkpoint
 from vllm_nb.weights.hub import ModelRepo, resolve
 
-EMBEDDING = "model.embed_tokens.weight"
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -89,13 +87,8 @@ def _load(args: argparse.Namespace) -> tuple[EngineCore, int]:
     )
     with closing(open_checkpoint(resolve(ModelRepo.parse(args.model)))) as checkpoint:
         core = build_core(checkpoint, config)
-        model = core.runner.model
-        unread = 0
-        if not model.config.tie_word_embeddings:  # of a table of its own only the tokens' rows are read
-            held = torch.float32 if args.dtype == "float32" else torch.bfloat16
-            unread = cpu.pack([checkpoint.tensor(EMBEDDING)], dtype=held).nbytes
     torch.set_num_threads(int(str(cpu.describe()["threads"])))
-    return core, model.weight_bytes - unread
+    return core, core.runner.model.step_bytes
 
 
 def _take_step(core: EngineCore, size: int, tokens: int, decoding: bool) -> Step:

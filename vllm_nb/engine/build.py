@@ -85,7 +85,7 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         prefill_chunk=config.prefill_chunk,
         max_prompt_logits=PROMPT_LOGITS,
     )
-    info = _describe(checkpoint, placement, capacity, model.weight_bytes, prefix_cache=stored > 0)
+    info = _describe(checkpoint, placement, runner, prefix_cache=stored > 0)
     return EngineCore(scheduler, runner, Sampler(placement.kernels), events, info)
 
 
@@ -155,11 +155,8 @@ def _blocks_that_fit(model: ModelConfig, config: EngineConfig, placement: Placem
     return fitting if wanted is None else min(fitting, -(-wanted // config.block_size))
 
 
-def _describe(
-    checkpoint: Checkpoint, placement: Placement, capacity: Capacity, weight_bytes: int, *, prefix_cache: bool
-) -> EngineInfo:
-    model = checkpoint.config
-    kv_bytes = capacity.num_blocks * capacity.block_size * _kv_bytes_per_token(model, placement)
+def _describe(checkpoint: Checkpoint, placement: Placement, runner: Runner, *, prefix_cache: bool) -> EngineInfo:
+    model, capacity = checkpoint.config, runner.capacity
     return EngineInfo(
         model=checkpoint.name,
         version=version("vllm-nb"),
@@ -175,8 +172,9 @@ def _describe(
         max_num_seqs=capacity.max_num_seqs,
         max_num_batched_tokens=capacity.max_num_batched_tokens,
         prefix_cache=prefix_cache,
-        weight_bytes=weight_bytes,
-        kv_bytes=kv_bytes,
+        weight_bytes=runner.model.weight_bytes,
+        step_weight_bytes=runner.model.step_bytes,
+        kv_bytes=sum(cache.nbytes for cache in runner.kv),
         sliding_window=model.sliding_window,
         sliding_layers=model.sliding_layers,
         wall_clock=time.time() - time.monotonic(),

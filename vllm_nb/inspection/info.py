@@ -24,6 +24,7 @@ class EngineInfo:
     max_num_batched_tokens: int
     prefix_cache: bool
     weight_bytes: int
+    step_weight_bytes: int  # of those that a step reads: an embedding of its own is not
     kv_bytes: int  # of the whole KV cache
     sliding_window: int | None = None  # tokens that a sliding layer reads, the current one included
     sliding_layers: tuple[bool, ...] | None = None  # per layer; None: all, when there is a window

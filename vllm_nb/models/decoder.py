@@ -79,7 +79,8 @@ class DecoderLayer:
 
 
 class Decoder:
-    """A model that is ready to run. weight_bytes: memory of its weights, in bytes."""
+    """A model that is ready to run. weight_bytes: memory of its weights, in bytes; step_bytes: of those that a step
+    reads, which leaves out an embedding of its own: only the tokens' rows of it are read."""
 
     def __init__(
         self,
@@ -89,9 +90,11 @@ class Decoder:
         final_norm: RMSNorm,
         head: LogitsHead,
         weight_bytes: int,
+        step_bytes: int,
     ):
         self.config = config
         self.weight_bytes = weight_bytes
+        self.step_bytes = step_bytes
         self._embedding = embedding
         self._layers = layers
         self._final_norm = final_norm
@@ -123,6 +126,7 @@ def load_decoder(loader: WeightLoader, names: WeightNames, *, embedding_scale: f
         final_norm,
         LogitsHead(loader.kernels, head, c.final_softcap),
         loader.nbytes,
+        loader.nbytes - (0 if c.tie_word_embeddings else vocabulary.nbytes),
     )
 
 
