@@ -231,12 +231,12 @@ class Engine(Inside):
     # Serve and end
 
     def start_server(
-        self, port: int = 8000, *, host: str = "127.0.0.1", api_key: str | None = None, **options: Any
+        self, port: int = 8000, ui: bool = True, *, host: str = "127.0.0.1", api_key: str | None = None, **options: Any
     ) -> None:
-        """Serve the OpenAI API until interrupted; then finish what runs."""
+        """Serve the OpenAI API, and with `ui` the web page at /, until interrupted; then finish what runs."""
         from vllm_nb.server.app import serve
 
-        serve(self, port, host=host, api_key=api_key, **options)
+        serve(self, port, host=host, api_key=api_key, with_ui=ui, **options)
 
     def close(self) -> None:
         """End running requests, stop the thread, free weights and cache. Safe to call twice."""

@@ -258,7 +258,11 @@ def serve(args: argparse.Namespace) -> int:
                 engine = load_engine(args.model, config)
             finally:
                 remove()
-        print(f"{engine.model_name} is served at {address}/v1 (Ctrl+C ends)", file=sys.stderr, flush=True)
+        print(
+            f"{engine.model_name} is served at {address}/v1, and in a browser at {address}/ (Ctrl+C ends)",
+            file=sys.stderr,
+            flush=True,
+        )
         return engine
 
     host = EngineHost(load, names=(args.model,))

@@ -24,6 +24,7 @@ from vllm_nb.server import (
     observe,
     openai,
     tokens,
+    ui,
     usage,
 )
 from vllm_nb.server.errors import add_error_handlers
@@ -58,18 +59,19 @@ def serve(
     host: str = "127.0.0.1",
     api_key: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    with_ui: bool = True,
 ) -> None:
     """Serve `engine` until Ctrl+C or SIGTERM, then finish the running answers. The caller closes the engine.
 
     api_key: required as a bearer token on every route; may be left out only on a loopback address. allowed_hosts: names
-    in the Host header to answer besides those of this machine, for a reverse proxy.
+    in the Host header to answer besides those of this machine, for a reverse proxy. with_ui: the web page at /.
 
     Raises ValueError for an open address without a key, VllmNbError for a port that is taken, EngineDeadError when the
     engine fails while serving.
     """
     policy = Policy.for_address(host, api_key, allowed_hosts)
     engine_host = EngineHost.ready(engine)
-    run(engine_host, bind(host, port), policy)
+    run(engine_host, bind(host, port), policy, with_ui=with_ui)
     if engine_host.failure is not None:
         raise EngineDeadError(engine_host.failure)
 
@@ -100,6 +102,7 @@ def run(
     *,
     identity: dict[str, Any] | None = None,
     on_tick: Callable[[], None] = lambda: None,
+    with_ui: bool = True,
 ) -> None:
     """Serve `host` on `listener` until stopped, loading its engine first where there is none.
 
@@ -112,7 +115,7 @@ def run(
     def stopping() -> bool:
         return server.should_exit
 
-    app = create_app(host, policy, identity or {}, stop, stopping, on_tick)
+    app = create_app(host, policy, identity or {}, stop, stopping, on_tick, with_ui)
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -157,8 +160,9 @@ def create_app(
     stop: Callable[[], None],
     stopping: Callable[[], bool],
     on_tick: Callable[[], None],
+    with_ui: bool,
 ) -> FastAPI:
-    """The ASGI application: OpenAI's routes and ours, behind `policy`."""
+    """The ASGI application: OpenAI's routes and ours, and the web page, behind `policy`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -180,7 +184,9 @@ def create_app(
         app.include_router(routes.create_router(host))
     app.include_router(inspect.create_router(host, policy, identity, stop))
     app.include_router(docs.create_router(app))
+    if with_ui:
+        app.include_router(ui.create_router(policy))
     add_openapi(app)
-    app.add_middleware(SecurityMiddleware, policy=policy)
+    app.add_middleware(SecurityMiddleware, policy=policy, login_page=ui.login_page if with_ui else None)
     add_error_handlers(app)
     return app

@@ -1,23 +1,27 @@
 """Who may ask: a bearer token, the Host and Origin of the request, and where the server may listen at all.
 
 Any page in the user's browser can send requests to localhost, so loopback alone protects nothing: a foreign Origin is
-refused (cross-site requests), and so is a foreign Host (DNS rebinding). There are no CORS headers.
+refused (cross-site requests), and so is a foreign Host (DNS rebinding). There are no CORS headers. A browser that has
+shown the token carries a cookie instead of it.
 """
 
+import hashlib
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_nb.server.errors import ApiError, path_of
 
 MAX_BODY = 32 * 2**20  # bytes
-OPEN_PATHS = frozenset({"/health"})  # need no key: a load balancer asks there
+OPEN_PATHS = frozenset({"/health", "/login"})  # need no key: a load balancer asks there, and a browser brings the key
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -66,28 +70,52 @@ class Policy:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = headers.get("x-api-key", "")  # as Anthropic's clients send it
-        return hmac.compare_digest(given.strip().encode(), self.token.encode())
+        return self.is_token(given.strip()) or self._knows_cookie(headers.get("cookie", ""))
+
+    def is_token(self, given: str) -> bool:
+        """Whether `given` is the token, compared in constant time."""
+        return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
+
+    @property
+    def cookie(self) -> str:
+        """NAME=VALUE for a browser that has shown the token. Browsers send it to every port of this host, so it is
+        derived from the token, which nobody learns from it, and so is its name: two servers don't overwrite theirs."""
+        digest = hmac.new((self.token or "").encode(), b"vllm_nb login cookie", hashlib.sha256).hexdigest()
+        return f"vllm_nb_{digest[:8]}={digest[8:]}"
+
+    def _knows_cookie(self, header: str) -> bool:
+        name, _, value = self.cookie.partition("=")
+        return hmac.compare_digest(cookie_parser(header).get(name, "").encode(), value.encode())
 
 
 class SecurityMiddleware:
     """Applies a Policy before anything else sees the request. (Plain ASGI: it must not stand between a stream and
-    the news that its client has left.)"""
+    the news that its client has left.)
 
-    def __init__(self, app: ASGIApp, policy: Policy):
+    login_page: what a browser without the token gets at /.
+    """
+
+    def __init__(self, app: ASGIApp, policy: Policy, login_page: Callable[[], Response] | None = None):
         self.app = app
         self.policy = policy
+        self.login_page = login_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
                 self.policy.check(Headers(scope=scope), path_of(scope))
             except ApiError as error:
-                await error.response(path_of(scope))(scope, receive, send)
+                await self._refusal(error, path_of(scope))(scope, receive, send)
                 return
             receive = self._limited(receive)
         elif scope["type"] == "websocket":
             raise RuntimeError("there are no websocket routes")
         await self.app(scope, receive, send)
+
+    def _refusal(self, error: ApiError, path: str) -> Response:
+        if error.status == 401 and path == "/" and self.login_page is not None:
+            return self.login_page()
+        return error.response(path)
 
     def _limited(self, receive: Receive) -> Receive:
         """A chunked body does not say its length beforehand, so count."""
