@@ -1,6 +1,7 @@
 """From a request to its answer, for every dialect: queue it, then answer in one piece or as a stream of events."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import Request
@@ -77,12 +78,13 @@ async def answer(
     *,
     streamed: bool,
     request_id: str | None = None,
+    during: AbstractContextManager[None] | None = None,
 ) -> Response:
     """The response, which lives as long as its client: when that leaves, the streams end in the engine.
 
-    request_id: by which it can be aborted; None: the first stream's."""
+    request_id: by which it can be aborted; None: the first stream's. during: entered for as long as it lives."""
     request_id = request_id or streams[0].request_id
-    lifetime = host.using(request_id, streams)
+    lifetime = _within(host.using(request_id, streams), during or nullcontext())
     if streamed:
         return EventStream(_events(form, streams), request_id, lifetime, error_event=form.error_event, end=form.end)
     with lifetime:
@@ -91,6 +93,12 @@ async def answer(
         except ClientLeft:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(to_json(body), 200, {REQUEST_ID: request_id}, "application/json")
+
+
+@contextmanager
+def _within(outer: AbstractContextManager[None], inner: AbstractContextManager[None]) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 async def _whole(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> dict[str, Any]:

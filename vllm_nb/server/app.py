@@ -23,6 +23,7 @@ from vllm_nb.server import (
     model_list,
     observe,
     openai,
+    responses,
     tokens,
     ui,
     usage,
@@ -45,6 +46,7 @@ _ROUTES = (
     metrics,
     model_list,
     openai,
+    responses,
     tokens,
     usage,
 )

@@ -101,8 +101,7 @@ class Format:
         return {"token_ids": part.token_ids} if self.with_ids else {}
 
     def _logprob(self, entry: TokenLogprob) -> dict[str, Any]:
-        data = self.tokenizer.token_bytes(entry.token_id) or entry.text.encode()
-        body = {"token": entry.text, "logprob": max(entry.logprob, LOWEST_LOGPROB), "bytes": list(data)}
+        body = logprob_dict(entry, self.tokenizer)
         return body | {"token_id": entry.token_id, "rank": entry.rank} if self.with_ids else body
 
     def _with_top(self, entry: TokenLogprob) -> dict[str, Any]:
@@ -110,6 +109,12 @@ class Format:
 
     def _prompt_logprobs(self, entries: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | None]:
         return [None if entry is None else self._with_top(entry) for entry in entries]
+
+
+def logprob_dict(entry: TokenLogprob, tokenizer: "Tokenizer") -> dict[str, Any]:
+    """One token, without its alternatives."""
+    data = tokenizer.token_bytes(entry.token_id) or entry.text.encode()
+    return {"token": entry.text, "logprob": max(entry.logprob, LOWEST_LOGPROB), "bytes": list(data)}
 
 
 class ChatFormat(Format):
