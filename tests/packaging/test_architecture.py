@@ -38,6 +38,8 @@ API = {"api", "request", "response", "streams", "embeddings", "event_reader", "i
 # Upwards on purpose, each with its reason.
 EXCEPTIONS = {
     ("vllm_nb.api", "server"): "Engine.start_server(), the seed API, imports the server when it is called",
+    ("vllm_nb.inspection.observed", "notebook"): "Observed.panel() imports the panels when it is called",
+    ("vllm_nb.inspection.timeline", "notebook"): "and so does Timeline.panel()",
 }
 
 # The kernel of a notebook holds no model, and a magic answers at once.

@@ -178,6 +178,10 @@ class EngineClient(BaseClient, Observed):
     def events(self, offset: int | None = None, *, follow: bool = True) -> Generator[Batch, None, None]:
         return read_events(self, offset, follow)
 
+    @property
+    def identity(self) -> str:
+        return self.url
+
     # Step debugger
 
     def pause(self) -> None:

@@ -55,6 +55,10 @@ class Follower:
         self._take(batch)
         self._offset = batch.offset + len(batch.events)
 
+    @property
+    def ended(self) -> bool:
+        return self._closed.is_set() or self.error is not None
+
     def close(self) -> None:
         """Take what has happened until now, and end. Safe to call twice."""
         if self._closed.is_set():
@@ -82,6 +86,11 @@ class LiveTimeline(Timeline):
     def error(self) -> VllmNbError | None:
         """Why it does not grow any more, where that was not asked for."""
         return self._follower.error
+
+    @property
+    def ended(self) -> bool:
+        """Whether it does not grow any more."""
+        return self._follower.ended
 
     def close(self) -> None:
         """Stop following. What there is stays."""

@@ -3,9 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vllm_nb.events import Batch
 from vllm_nb.inspection.follow import LiveTimeline, Recorder
+
+if TYPE_CHECKING:
+    from vllm_nb.notebook.panels.panel import Panel
 
 
 class Observed(ABC):
@@ -20,6 +24,17 @@ class Observed(ABC):
     def timeline(self) -> LiveTimeline:
         """Follow the engine from now on; `.at(step)` is the state after a step, `.close()` the end."""
         return LiveTimeline(self)
+
+    def panel(self, name: str, **settings: Any) -> "Panel":
+        """A live panel, by its name in docs/glossary.md: one of each kind for an engine, shown as often as you like."""
+        from vllm_nb.notebook.panels import open_live_panel
+
+        return open_live_panel(self, name, settings)
+
+    @property
+    def identity(self) -> str:
+        """The same for everything that speaks of the same engine."""
+        return f"{type(self).__name__} {id(self)}"
 
     def record(self, path: str | Path) -> Recorder:
         """Record all events into a file from now on; `.stop()` it, or use it with `with`. vllm_nb.replay reads it."""

@@ -3,9 +3,13 @@
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from vllm_nb.events import Batch, Event, EventFormatError, StepDone
 from vllm_nb.inspection.view import EngineView
+
+if TYPE_CHECKING:
+    from vllm_nb.notebook.panels.panel import Panel
 
 MOST_EVENTS = 500_000  # that a live timeline keeps; the oldest fifth goes when there are more
 MOST_KEYFRAMES = 32  # copies of the state, to seek from
@@ -22,6 +26,7 @@ class Timeline:
     def __init__(self, first: Batch, *, most_events: int | None = MOST_EVENTS):
         self.lost = 0
         self.texts: dict[int, str] = {}
+        self.player: Any = None  # what its panels share, once there are any
         self._most_events = most_events
         self._lock = threading.RLock()
         self._begin(first)
@@ -37,6 +42,7 @@ class Timeline:
         self._keyframes = [self._view.copy()]
         self._steps: list[int] = []  # numbers of the steps
         self._ends: list[int] = []  # and of the event after each StepDone
+        self._times: list[float] = []  # and when it was
         self._take(batch)
 
     def extend(self, batch: Batch) -> None:
@@ -59,6 +65,7 @@ class Timeline:
             if type(event) is StepDone:
                 self._steps.append(event.step)
                 self._ends.append(view.offset)
+                self._times.append(event.time)
                 if view.offset - self._keyframes[-1].offset >= self._spacing:
                     self._add_keyframe()
         if self._most_events is not None and len(self._events) > self._most_events:
@@ -79,7 +86,7 @@ class Timeline:
         del self._events[: first - self._first]
         self._first = first
         steps = bisect_right(self._ends, first)
-        del self._steps[:steps], self._ends[:steps]
+        del self._steps[:steps], self._ends[:steps], self._times[:steps]
 
     # Read
 
@@ -96,6 +103,30 @@ class Timeline:
         """The steps that can be asked for, the state before the first of them included."""
         with self._lock:
             return range(self._keyframes[0].step, self._view.step + 1)
+
+    def step_at(self, time: float) -> int:
+        """The last step that was done by then, on the engine's clock."""
+        with self._lock:
+            done = bisect_right(self._times, time)
+            return self._steps[done - 1] if done else self.steps.start
+
+    def time_of(self, step: int) -> float:
+        """When a step was done, on the engine's clock."""
+        with self._lock:
+            done = bisect_right(self._steps, step)
+            return self._times[done - 1] if done else self._keyframes[0].time
+
+    def between(self, start: int, stop: int | None = None) -> list[Event]:
+        """The events from number `start` on, up to number `stop` where given; those that are no longer kept are left
+        out."""
+        with self._lock:
+            last = None if stop is None else max(stop - self._first, 0)
+            return self._events[max(start - self._first, 0) : last]
+
+    @property
+    def first(self) -> int:
+        """Number of the first event that is kept."""
+        return self._first
 
     @property
     def end(self) -> EngineView:
@@ -131,6 +162,13 @@ class Timeline:
             for event in self._events[view.offset - self._first : end - self._first]:
                 view.apply(event)
 
+    def panel(self, name: str, **settings: Any) -> "Panel":
+        """A panel of this stretch of time, by its name in docs/glossary.md; the same one each time."""
+        from vllm_nb.notebook.panels import open_panel
+
+        return open_panel(self, name, settings)
+
     def text_of(self, token_ids: list[int]) -> str:
-        """Tokens for the eye: special ones by name, bytes that are no whole character as \\xNN."""
-        return "".join(self.texts.get(token, f"<{token}>") for token in token_ids)
+        """Tokens for the eye, on one line: special ones by name, what cannot be printed as Python escapes it."""
+        text = "".join(self.texts.get(token, f"<{token}>") for token in token_ids)
+        return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,0 +1,76 @@
+// What all panels have in common: a box, the transport bar, frames that are answered, and what is said when the engine
+// or the kernel is gone.
+
+import { html } from "./dom.js";
+import { transportBar } from "./transport.js";
+
+/**
+ * A module for anywidget. build(box, model) makes the picture in `box` and returns update(state), which is called with
+ * each new state, at most once between two paintings of the page.
+ */
+export function panel(title, build) {
+  return { render: ({ model, el }) => show(title, build, model, el) };
+}
+
+function show(title, build, model, el) {
+  const view = Math.random().toString(36).slice(2);
+  const body = html("div", { class: "vn-body" });
+  const bar = transportBar((message) => model.send(message));
+  const box = html("section", { class: "vllm-nb", "aria-label": title }, body, bar.element);
+  el.append(box);
+  const update = build(body, model);
+
+  let waiting = false;
+  const draw = () => {
+    waiting = false;
+    update(model.get("state"));
+    bar.update(model.get("transport"));
+    model.send({ type: "drawn", frame: model.get("frame") });
+  };
+  const redraw = () => {
+    if (!waiting) requestAnimationFrame(draw);
+    waiting = true;
+  };
+  model.on("change:state change:transport", redraw);
+
+  const stopWatching = watchVisible(box, (visible) => model.send({ type: "seen", view, visible }));
+  const sayWhetherAlive = async () => bar.setKernel(await isAlive(model));
+  model.on("comm_live_update", sayWhetherAlive);
+  draw();
+
+  return () => {
+    stopWatching();
+    model.off("change:state change:transport", redraw);
+    model.off("comm_live_update", sayWhetherAlive);
+    model.send({ type: "gone", view });
+  };
+}
+
+/** Calls back whenever it changes whether a reader can see the element. Returns the way to end it. */
+function watchVisible(element, callback) {
+  let inView = false;
+  let told = null;
+  const tell = () => {
+    const visible = inView && document.visibilityState === "visible";
+    if (visible !== told) callback((told = visible));
+  };
+  const observer = new IntersectionObserver((entries) => {
+    inView = entries[entries.length - 1].isIntersecting;
+    tell();
+  });
+  observer.observe(element);
+  document.addEventListener("visibilitychange", tell);
+  return () => {
+    observer.disconnect();
+    document.removeEventListener("visibilitychange", tell);
+  };
+}
+
+/** Whether the kernel still knows the model: after a restart it does not. */
+async function isAlive(model) {
+  try {
+    return (await model.widget_manager.get_model(model.get("panel_id"))).comm_live !== false;
+  } catch {
+    return false;
+  }
+}
