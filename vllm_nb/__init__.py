@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from vllm_nb.api import Engine, EngineBuilder, Prompt
-    from vllm_nb.chat import ChatOptions, Tool
+    from vllm_nb.chat_options import ChatOptions, Tool
     from vllm_nb.client.aio import AsyncEngineClient
     from vllm_nb.client.completion import Completion
     from vllm_nb.client.conversation import Conversation
@@ -74,7 +74,7 @@ __all__ = [
 
 _HOMES = {
     "vllm_nb.api": ("Engine", "EngineBuilder", "Prompt"),
-    "vllm_nb.chat": ("ChatOptions", "Tool"),
+    "vllm_nb.chat_options": ("ChatOptions", "Tool"),
     "vllm_nb.client.aio": ("AsyncEngineClient",),
     "vllm_nb.client.completion": ("Completion",),
     "vllm_nb.client.conversation": ("Conversation",),

@@ -16,7 +16,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from vllm_nb.chat import ChatOptions
+from vllm_nb.chat_options import ChatOptions
 from vllm_nb.config import EngineConfig
 from vllm_nb.embeddings import EmbeddingRequest
 from vllm_nb.engine.build import build_core, predict_memory

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_nb.chat import ChatOptions
+from vllm_nb.chat_options import ChatOptions
 from vllm_nb.engine.sequence import Sequence
 from vllm_nb.errors import RequestError
 from vllm_nb.messages import ChatMessage, as_messages

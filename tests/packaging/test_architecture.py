@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Plain data and words that all layers share: these modules import one another and the standard library, nothing more.
-WORDS = {"errors", "progress", "sampling", "messages", "chat", "outputs", "events", "config", "models.config"}
+WORDS = {"errors", "progress", "sampling", "messages", "chat_options", "outputs", "events", "config", "models.config"}
 
 # What each part may import, besides itself and WORDS. `kernels` may not even import WORDS: it imports nothing of ours.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -137,6 +137,14 @@ def test_imports_point_down(imports):
         if imported not in allowed and (found.importer, imported) not in EXCEPTIONS:
             offences.append(f"{found.where}: {found.importer} imports {found.imported}")
     assert not offences
+
+
+def test_what_is_imported_of_ours_exists(imports, sources, root):
+    """Also in functions, where only a call would tell."""
+    names = {module_name(path, root) for path in sources}
+    packages = {name.rpartition(".")[0] for name in names} | {"vllm_nb"}
+    ours = [found for found in imports if found.imported.partition(".")[0] == "vllm_nb"]
+    assert not [f"{found.where}: {found.imported}" for found in ours if found.imported not in names | packages]
 
 
 def test_the_rules_themselves_point_down():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_nb.chat import ChatOptions, Tool
+from vllm_nb.chat_options import ChatOptions, Tool
 from vllm_nb.errors import RequestError
 from vllm_nb.messages import ChatMessage, ToolCall
 from vllm_nb.outputs import Choice

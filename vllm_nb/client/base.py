@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from vllm_nb.chat import ChatOptions, Tool
+from vllm_nb.chat_options import ChatOptions, Tool
 from vllm_nb.errors import EngineDeadError, GenerationError, QueueFullError, RequestError, VllmNbError
 from vllm_nb.messages import as_messages
 from vllm_nb.sampling import SamplingParams, StructuredOutputs

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_nb.chat import ChatOptions
+from vllm_nb.chat_options import ChatOptions
 from vllm_nb.client.base import Query
 from vllm_nb.client.completion import Completion
 from vllm_nb.errors import RequestError

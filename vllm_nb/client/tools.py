@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from vllm_nb.chat import Tool
+from vllm_nb.chat_options import Tool
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.schema import problems
 from vllm_nb.errors import RequestError

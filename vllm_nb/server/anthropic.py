@@ -51,6 +51,6 @@ def create_router(host: EngineHost) -> APIRouter:
 
 
 def _encode(engine: "Engine", body: CountTokensRequest) -> list[int]:
-    from vllm_nb.chat import ChatOptions
+    from vllm_nb.chat_options import ChatOptions
 
     return engine.encode([*body.conversation()], ChatOptions(**body.options()))

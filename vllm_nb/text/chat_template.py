@@ -8,7 +8,7 @@ import jinja2
 from jinja2 import meta
 from jinja2.exceptions import SecurityError
 
-from vllm_nb.chat import TEMPLATE_KWARGS
+from vllm_nb.chat_options import TEMPLATE_KWARGS
 from vllm_nb.errors import ModelLoadError, RequestError
 from vllm_nb.messages import ChatMessage, ToolCall
 from vllm_nb.text.template_sandbox import TemplateEnvironment, render

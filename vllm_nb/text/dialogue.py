@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vllm_nb.chat import ChatOptions
+from vllm_nb.chat_options import ChatOptions
 from vllm_nb.messages import ChatMessage
 from vllm_nb.text.chat_template import ChatTemplate
 from vllm_nb.text.parsing.choose import choose_family
