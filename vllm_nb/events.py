@@ -99,7 +99,8 @@ class TokensSampled(NamedTuple):
 
 
 class TokenLogprobs(NamedTuple):
-    """For a sampled token of a request that asked for logprobs: under the model itself, before any filter."""
+    """For a sampled token of a request that asked for logprobs: under the model itself, before any filter. entropy and
+    log_mass: as in outputs.TokenLogprob."""
 
     sequence: int
     position: int
@@ -108,6 +109,8 @@ class TokenLogprobs(NamedTuple):
     rank: int
     top_ids: list[int]
     top_logprobs: list[float]
+    entropy: float | None
+    log_mass: float | None
 
 
 class StepDone(NamedTuple):

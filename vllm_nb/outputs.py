@@ -7,13 +7,20 @@ from vllm_nb.messages import ChatMessage, ToolCall
 
 @dataclass(slots=True)
 class TokenLogprob:
-    """The log-probability of one token under the model itself: before penalties, temperature and filters."""
+    """The log-probability of one token under the model itself: before penalties, temperature and filters.
+
+    entropy: of the distribution, nats. log_mass: before top_p and min_p, each token that top_k leaves is drawn with
+    exp(logprob / temperature - log_mass). Both where alternatives were asked for; no log_mass where the likeliest is
+    taken, or penalties or logit_bias alter the logits.
+    """
 
     token_id: int
     text: str
     logprob: float
     rank: int | None = None  # 1: the likeliest; None where unknown
     top: list["TokenLogprob"] = field(default_factory=list)  # the likeliest alternatives, best first
+    entropy: float | None = None
+    log_mass: float | None = None
 
 
 @dataclass(slots=True)

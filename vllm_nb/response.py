@@ -85,7 +85,9 @@ class Response:
         item.token_ids.append(token)
         choice.token_ids.append(token)
         if output.logprobs is not None and choice.logprobs is not None:
-            item.logprobs = [self._logprob(token, *output.logprobs)]
+            entry = self._logprob(token, *output.logprobs[:4])
+            entry.entropy, entry.log_mass = output.logprobs.entropy, output.logprobs.log_mass
+            item.logprobs = [entry]
             choice.logprobs += item.logprobs
         if output.stop_reason is not None:  # a token that ends the output is not part of its text
             return

@@ -42,6 +42,11 @@ def test_the_likeliest_other_token_is_the_default(client, answer):
     assert len(forked.token_ids) == GREEDY["max_tokens"]
     assert forked.text.endswith(rest.text)
     assert forked.logprobs[7].token_id == other
+    assert forked.logprobs[7].entropy == entry.entropy
+    for logprob in forked.logprobs:  # those that came from the completions dialect have ids too
+        assert len(logprob.top) == 2
+        assert all(alternative.token_id >= 0 for alternative in logprob.top)
+        assert logprob.entropy > 0
     assert forked.fork(7, answer.token_ids[7]).token_ids == answer.token_ids  # and back
 
 

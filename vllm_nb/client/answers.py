@@ -81,7 +81,8 @@ def _says_something(item: StreamItem) -> bool:
 def _item(request_id: str, choice: Mapping[str, Any]) -> StreamItem:
     """From a choice of either dialect: chat has a delta, completions a text."""
     logprobs, token_ids = choice.get("logprobs") or {}, choice.get("token_ids") or []
-    entries = _text_logprobs(logprobs, token_ids) if "tokens" in logprobs else logprobs.get("content")
+    old_shape = "tokens" in logprobs and "content" not in logprobs
+    entries = _text_logprobs(logprobs, token_ids) if old_shape else logprobs.get("content")
     delta = choice.get("delta") or {}
     return StreamItem(
         request_id,
@@ -122,7 +123,8 @@ def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
     top = [_logprob(other) for other in entry.get("top_logprobs", ())]
     for place, other in enumerate(top, start=1):
         other.rank = place
-    return TokenLogprob(entry.get("token_id", -1), entry["token"], entry["logprob"], entry.get("rank"), top)
+    shape = entry.get("entropy"), entry.get("log_mass")
+    return TokenLogprob(entry.get("token_id", -1), entry["token"], entry["logprob"], entry.get("rank"), top, *shape)
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:

@@ -54,7 +54,8 @@ def fork(
     joined = _joined(answer, kept, rest, client)
     known = [entry for entry in old.logprobs[at_token].top if entry.token_id == taken] if old.logprobs else []
     if known and old.logprobs and rest.logprobs is not None:
-        forked = replace(known[0], top=old.logprobs[at_token].top)
+        there = old.logprobs[at_token]
+        forked = replace(known[0], top=there.top, entropy=there.entropy, log_mass=there.log_mass)
         joined.choices[0].logprobs = [*old.logprobs[:at_token], forked, *rest.logprobs]
     return joined
 

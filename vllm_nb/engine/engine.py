@@ -94,9 +94,10 @@ class EngineCore:
 
 
 def _logprobs_event(seq: Sequence, token: int, logprobs: Logprobs) -> TokenLogprobs:
-    logprob, rank, top_ids, top_logprobs = logprobs
+    logprob, rank, top_ids, top_logprobs, *shape = logprobs
     lowest = np.maximum(top_logprobs, LOWEST_LOGPROB).tolist()  # JSON has no infinity
-    return TokenLogprobs(seq.arrival, len(seq) - 1, token, max(logprob, LOWEST_LOGPROB), rank, top_ids.tolist(), lowest)
+    chosen = max(logprob, LOWEST_LOGPROB)
+    return TokenLogprobs(seq.arrival, len(seq) - 1, token, chosen, rank, top_ids.tolist(), lowest, *shape)
 
 
 def _attach_logprobs(plan: Plan, samples: Samples, outputs: list[TokenOutput]) -> list[TokenOutput]:

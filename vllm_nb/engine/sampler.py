@@ -87,8 +87,10 @@ class Sampler:
         chosen = torch.tensor([max(samples.tokens[i], 0) for i in asked], dtype=torch.int32, device=raw.device)
         result = self._kernels.token_logprobs(raw, chosen, max(wanted))
         logprob, rank, top_ids, top_logprobs = (x.cpu().numpy() for x in result)
+        shapes = _shapes(raw, [plan.seqs[i].params for i in asked])
         for j, (i, k) in enumerate(zip(asked, wanted, strict=True)):
-            samples.logprobs[i] = (float(logprob[j]), int(rank[j]), top_ids[j, :k], top_logprobs[j, :k])
+            shape = shapes[j] if k else ()
+            samples.logprobs[i] = Logprobs(float(logprob[j]), int(rank[j]), top_ids[j, :k], top_logprobs[j, :k], *shape)
 
     def _prompt_logprobs(self, logits: torch.Tensor, plan: Plan, logits_row: np.ndarray, samples: "Samples") -> None:
         """Position p's logits predict token p + 1, as far as that lies in the prompt."""
@@ -104,6 +106,26 @@ class Sampler:
             k = seq.params.prompt_logprobs or 0
             result = self._kernels.token_logprobs(logits[first : first + known], targets, k)
             samples.prompt_logprobs[i] = start + 1, tuple(x.cpu().numpy() for x in result)
+
+
+def _shapes(raw: torch.Tensor, params: list[SamplingParams]) -> list[tuple[float, float | None]]:
+    """Entropy and log_mass of rows of logits [A, vocab], for those that ask for alternatives; see TokenLogprob."""
+    if not any(p.logprobs for p in params):
+        return [(0.0, None)] * len(params)
+    logprobs = raw.log_softmax(-1)
+    entropy = torch.special.entr(logprobs.exp()).sum(-1).tolist()
+    return [(nats, _log_mass(row, p)) for nats, row, p in zip(entropy, logprobs, params, strict=True)]
+
+
+def _log_mass(logprobs: torch.Tensor, params: SamplingParams) -> float | None:
+    """logprobs [vocab]"""
+    if params.temperature == 0 or _adjusts(params):
+        return None
+    scaled = logprobs / (params.temperature or 1.0)
+    if params.top_k:
+        least = scaled.topk(min(params.top_k, len(scaled))).values[-1]
+        scaled = scaled[scaled >= least]
+    return float(scaled.logsumexp(0))
 
 
 class Samples:

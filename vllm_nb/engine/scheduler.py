@@ -12,6 +12,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,18 @@ from vllm_nb.events import RequestFinished, RequestPreempted, RequestQueued, Req
 
 _by_arrival = attrgetter("arrival")
 BAD_LOGITS = -1  # what the sampler gives for a row with NaN logits
-Logprobs = tuple[float, int, np.ndarray, np.ndarray]  # a token's log-probability and rank, the top ids and theirs
-PromptLogprobs = tuple[np.ndarray, ...]  # the same four as arrays over positions of the prompt
+PromptLogprobs = tuple[np.ndarray, ...]  # the first four of Logprobs as arrays over positions of the prompt
+
+
+class Logprobs(NamedTuple):
+    """Of a sampled token; entropy and log_mass as in outputs.TokenLogprob."""
+
+    logprob: float
+    rank: int
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+    entropy: float | None = None
+    log_mass: float | None = None
 
 
 @dataclass(slots=True)

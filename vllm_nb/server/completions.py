@@ -190,7 +190,10 @@ class TextFormat(Format):
         prompt = [] if echo is None else echo.ids
         scored = [*([] if echo is None else echo.logprobs), *entries]
         starts = [] if echo is None else offsets.of_prompt(echo)
-        return {
+        ours = (
+            {"content": [self._with_top(entry) for entry in entries]} if self.with_ids else {}
+        )  # chat's, which has ids
+        return ours | {
             "tokens": [*map(self.tokenizer.token_text, prompt), *(entry.text for entry in entries)],
             "token_logprobs": [None if entry is None else _finite(entry) for entry in scored],
             "top_logprobs": [None if entry is None else _alternatives(entry) for entry in scored],

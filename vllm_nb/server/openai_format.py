@@ -105,7 +105,10 @@ class Format:
         return body | {"token_id": entry.token_id, "rank": entry.rank} if self.with_ids else body
 
     def _with_top(self, entry: TokenLogprob) -> dict[str, Any]:
-        return self._logprob(entry) | {"top_logprobs": [self._logprob(other) for other in entry.top]}
+        body = self._logprob(entry) | {"top_logprobs": [self._logprob(other) for other in entry.top]}
+        if self.with_ids and entry.entropy is not None:
+            body |= {"entropy": entry.entropy, "log_mass": entry.log_mass}
+        return body
 
     def _prompt_logprobs(self, entries: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | None]:
         return [None if entry is None else self._with_top(entry) for entry in entries]
