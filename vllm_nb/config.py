@@ -6,7 +6,7 @@ from typing import Any
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "triton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class EngineConfig:
     """
 
     device: str = "auto"
-    backend: str = "auto"  # kernels: "cpu" (Numba), "reference" (plain PyTorch)
+    backend: str = "auto"  # kernels: "cpu" (Numba), "triton", "reference" (plain PyTorch)
     dtype: str = "auto"  # of activations and KV cache; auto: what the backend is fastest in
     max_model_len: int | None = None  # prompt and output together; None: what the model was made for
     max_num_seqs: int = 64  # requests that run at once
@@ -25,7 +25,7 @@ class EngineConfig:
     prefill_chunk: int = 128  # most prompt tokens in a step while anything decodes, so that no stream stalls
     block_size: int = 16  # tokens in a KV block
     num_kv_blocks: int | None = None  # None: by kv_fraction
-    kv_fraction: float = 0.3  # most of the free memory that the KV cache may take
+    kv_fraction: float | None = None  # most of the free memory that the KV cache may take; None: 0.9 on a GPU, else 0.3
     prefix_cache: bool = True
     prefix_cache_max_tokens: int | None = None  # None: the whole KV cache
     yarn_factor: float | None = None  # stretch the context by YaRN

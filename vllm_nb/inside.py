@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import Any
 
 from vllm_nb.engine.bandwidth import read_rate
+from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.loop import EngineLoop
 from vllm_nb.engine.memory import MemoryPlan, measure_memory
-from vllm_nb.engine.runner import Capacity
 from vllm_nb.engine.snapshot import Snapshot
 from vllm_nb.engine.stats import snapshot as counts
 from vllm_nb.event_reader import EventReader

@@ -271,6 +271,6 @@ def attention(
             HEADS=num_heads,
             DV=value_dim,
             DV_PAD=padded(value_dim),
-            SPLITS_PAD=triton.next_power_of_2(splits) if splits > 16 else 16,
+            SPLITS_PAD=MAX_SPLITS,
         )
     return out

@@ -9,9 +9,10 @@ import torch
 
 from vllm_nb.engine.batch import Batch
 from vllm_nb.engine.block_manager import BlockManager
+from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
-from vllm_nb.engine.runner import Capacity, Runner
+from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler
 from vllm_nb.engine.scheduler import Scheduler
 from vllm_nb.engine.sequence import Sequence

@@ -1,25 +1,23 @@
-"""From a checkpoint and a config to a running core: which device, kernels and dtype, and how large the KV cache is."""
+"""From a checkpoint and a config to a running core, and how large its KV cache is."""
 
-import importlib
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from types import ModuleType
 
 import psutil
 import torch
 
-from vllm_nb import progress
 from vllm_nb.config import EngineConfig
 from vllm_nb.engine.block_manager import BlockManager
+from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
 from vllm_nb.engine.memory import MemoryPlan, plan_memory
-from vllm_nb.engine.runner import Capacity, Runner
+from vllm_nb.engine.placement import Placement, place
+from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler
 from vllm_nb.engine.scheduler import Scheduler
+from vllm_nb.engine.warm_up import profile_step
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.inspection.info import EngineInfo
 from vllm_nb.models.config import ModelConfig
@@ -28,37 +26,6 @@ from vllm_nb.weights.checkpoint import Checkpoint
 
 PROMPT_LOGITS = 64  # most logits rows a step spends on prompt_logprobs
 DEFAULT_KV_TOKENS = 16384  # or two full contexts, if that is more: plenty for a few users, little memory
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and in what the model runs."""
-
-    device: torch.device
-    kernels: ModuleType
-    dtype: torch.dtype  # of activations
-    weight_dtype: torch.dtype  # of weights that the kernels do not keep quantised
-    kv_dtype: torch.dtype
-
-
-def place(config: EngineConfig) -> Placement:
-    """Resolve every "auto". Raises ModelLoadError when the machine lacks what was asked for."""
-    device = _device(config.device)
-    name = config.backend
-    if name == "auto":
-        in_range = config.dtype in ("auto", "float32", "bfloat16")
-        name = "cpu" if device.type == "cpu" and in_range else "reference"
-    if name == "cpu" and device.type != "cpu":
-        raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
-    kernels = importlib.import_module(f"vllm_nb.kernels.{name}")
-    if name == "cpu":
-        _prepare_cpu(kernels, config.threads)
-    if name == "cpu":  # computes in float32, whatever weights and cache are held in
-        held = torch.float32 if config.dtype == "float32" else torch.bfloat16
-        return Placement(device, kernels, torch.float32, held, held)
-    plain = "float32" if device.type == "cpu" else "bfloat16"
-    dtype = getattr(torch, plain if config.dtype == "auto" else config.dtype)
-    return Placement(device, kernels, dtype, dtype, dtype)
 
 
 def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
@@ -74,7 +41,10 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         device=placement.device,
         max_len=capacity.max_model_len,
     )
+    if placement.device.type == "cuda":  # what is free is known only now
+        capacity = plan_capacity(checkpoint.config, config, placement, profile_step(model, capacity, placement))
     runner = Runner(model, placement.kernels, capacity, kv_dtype=placement.kv_dtype, device=placement.device)
+    runner.warm_up()
     events = EventLog()
     stored = _max_stored_blocks(config, capacity)
     scheduler = Scheduler(
@@ -96,15 +66,18 @@ def predict_memory(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:
     return plan_memory(checkpoint, model, plan_capacity(model, config, placement), placement)
 
 
-def plan_capacity(model: ModelConfig, config: EngineConfig, placement: Placement) -> Capacity:
-    """How long and how many: the KV cache from memory, the context from model and cache."""
+def plan_capacity(
+    model: ModelConfig, config: EngineConfig, placement: Placement, activation_bytes: int = 0
+) -> Capacity:
+    """How long and how many: the KV cache from memory, the context from model and cache. activation_bytes: to be left
+    free for a step's results."""
     if config.max_model_len is not None and config.max_model_len > model.max_position:
         raise ModelLoadError(
             f"max_model_len {config.max_model_len:,} is more than the {model.max_position:,} tokens this model was "
             "made for; lower it, or stretch the context with with_yarn_scaling_factor(...)"
         )
     wanted = config.max_model_len or model.max_position
-    num_blocks = config.num_kv_blocks or _blocks_that_fit(model, config, placement, wanted)
+    num_blocks = config.num_kv_blocks or _blocks_that_fit(model, config, placement, wanted, activation_bytes)
     num_tokens = num_blocks * config.block_size
     if config.max_model_len is not None and config.max_model_len > num_tokens:
         raise ModelLoadError(
@@ -121,35 +94,20 @@ def plan_capacity(model: ModelConfig, config: EngineConfig, placement: Placement
     )
 
 
-def _prepare_cpu(kernels: ModuleType, threads: int | None) -> None:
-    """Compile the CPU kernels on first use, and choose the number of threads."""
-    with ExitStack() as stack:
-        advance: Callable[[float], None] | None = None
-        ready = 0
-
-        def show(phase: str, done: int, total: int) -> None:
-            nonlocal advance, ready
-            if advance is None:
-                advance = stack.enter_context(progress.task(phase, total, "kernels"))
-            advance(done - ready)
-            ready = done
-
-        kernels.prepare(show)
-    if threads is not None:
-        kernels.set_threads(threads)
-
-
-def _blocks_that_fit(model: ModelConfig, config: EngineConfig, placement: Placement, max_len: int) -> int:
+def _blocks_that_fit(
+    model: ModelConfig, config: EngineConfig, placement: Placement, max_len: int, activation_bytes: int
+) -> int:
     block_bytes = _kv_bytes_per_token(model, placement) * config.block_size
+    kv_fraction = config.kv_fraction or (0.9 if placement.device.type == "cuda" else 0.3)
     if placement.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(placement.device)
-        wanted = None
+        torch.cuda.empty_cache()  # what loading has left over counts as free
+        free, wanted = torch.cuda.mem_get_info(placement.device)[0] - activation_bytes, None
     else:
         free, wanted = psutil.virtual_memory().available, max(DEFAULT_KV_TOKENS, 2 * max_len)
-    fitting = int(free * config.kv_fraction) // block_bytes
+    fitting = int(free * kv_fraction) // block_bytes
     if fitting < 1:
         raise ModelLoadError(
-            f"{free / 2**20:,.0f} MiB of memory are free, and kv_fraction {config.kv_fraction} of that holds no KV "
+            f"{free / 2**20:,.0f} MiB of memory are free, and kv_fraction {kv_fraction} of that holds no KV "
             f"block of {block_bytes / 2**20:,.1f} MiB; free some memory or raise kv_fraction"
         )
     return fitting if wanted is None else min(fitting, -(-wanted // config.block_size))
@@ -202,13 +160,3 @@ def _stretched(model: ModelConfig, factor: float | None) -> ModelConfig:
         raise ModelLoadError(f"this model already scales its rotary embedding ({kind}); leave the YaRN factor out")
     scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": model.max_position}
     return replace(model, rope=replace(model.rope, scaling=scaling), max_position=int(model.max_position * factor))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[name]:
-        usable = ", ".join(device for device, ok in available.items() if ok)
-        raise ModelLoadError(f"device {name!r} is not available here (this PyTorch sees: {usable}); use one of those")
-    return torch.device(name)

@@ -20,8 +20,9 @@ from vllm_nb.models.config import ModelConfig
 from vllm_nb.weights.checkpoint import Checkpoint, TensorHeader
 
 if TYPE_CHECKING:
-    from vllm_nb.engine.build import Placement
-    from vllm_nb.engine.runner import Capacity, Runner
+    from vllm_nb.engine.capacity import Capacity
+    from vllm_nb.engine.placement import Placement
+    from vllm_nb.engine.runner import Runner
 
 _SAMPLE_ROWS = 64  # packed to see what a row takes; a multiple of every backend's tile
 

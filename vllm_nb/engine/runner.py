@@ -1,6 +1,5 @@
 """Runs the model: from a plan to logits and hidden states. One runner for every backend."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,19 +7,10 @@ import torch
 
 from vllm_nb import progress
 from vllm_nb.engine.batch import Batch, BatchBuffers, Rows
+from vllm_nb.engine.capacity import Capacity
+from vllm_nb.engine.graphs import CudaCapture, DecodeGraphs
 from vllm_nb.engine.scheduler import Plan
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Sizes the runner's buffers are made for; see EngineConfig for their meaning."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_logits: int
-    block_size: int
-    num_blocks: int
+from vllm_nb.engine.warm_up import warm_up_batches, warm_up_sampling
 
 
 class Runner:
@@ -37,6 +27,7 @@ class Runner:
         max_blocks = self.rows.block_tables.shape[1]
         self.buffers = BatchBuffers(c.max_num_batched_tokens, c.max_num_seqs, c.max_logits, max_blocks)
         self.graph = self._capture()
+        self.decode_graphs: DecodeGraphs | None = None
         self.device = device
 
     def _capture(self) -> Any:
@@ -45,6 +36,26 @@ class Runner:
             return None
         with progress.task("Capturing the forward pass"):
             return self.kernels.capture(self.model.forward, self.buffers.full(self.capacity.block_size), self.kv)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile and capture now what steps will need, so that nothing is compiled while requests wait."""
+        if self.device.type != "cuda":
+            return
+        c = self.capacity
+        with progress.task("Compiling GPU kernels"):
+            for batch in warm_up_batches(c):
+                logits, _ = self.model.forward(batch.to(self.device), self.kv)
+                warm_up_sampling(self.kernels, logits[:1])
+        with progress.task("Capturing the forward pass"):
+            self.decode_graphs = DecodeGraphs(
+                lambda batch: self.model.forward(batch, self.kv),
+                max_num_seqs=c.max_num_seqs,
+                max_blocks=self.rows.block_tables.shape[1],
+                max_model_len=c.max_model_len,
+                device=self.device,
+                capture=CudaCapture(self.device),
+            )
 
     def prepare(self, plan: Plan) -> tuple[Batch, np.ndarray]:
         """The step's flat tensors, and for each sequence the row of logits that predicts its next token."""
@@ -57,6 +68,8 @@ class Runner:
         next call."""
         if self.graph is not None:
             return self.graph.replay(batch.num_tokens, batch.num_seqs, batch.num_logits)
+        if self.decode_graphs is not None and self.decode_graphs.fits(batch):
+            return self.decode_graphs.replay(batch)
         if self.device.type != "cpu":
             batch = batch.to(self.device)
         return self.model.forward(batch, self.kv)

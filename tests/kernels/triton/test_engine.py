@@ -1,0 +1,150 @@
+"""The engine on Triton's kernels, interpreted: the same answers as on the reference, and no kernel that warming up has
+not met."""
+
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from triton import knobs
+from triton.runtime.interpreter import InterpretedFunction
+
+from vllm_nb import EngineConfig, ModelLoadError, Prompt, SamplingParams
+from vllm_nb.api import Engine
+from vllm_nb.engine.batch import Batch
+from vllm_nb.engine.graphs import DecodeGraphs, ladder
+from vllm_nb.engine.warm_up import warm_up_batches, warm_up_sampling
+
+SETTINGS = {"device": "cpu", "dtype": "float32", "max_model_len": 96, "max_num_seqs": 6, "max_num_batched_tokens": 24}
+REFUSAL = "backend 'triton' cannot be used: its kernels need an NVIDIA GPU and the device is 'cpu'"
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model_path):
+    with Engine(tiny_model_path, EngineConfig(backend="triton", **SETTINGS)) as engine:
+        yield engine
+
+
+def prompts(count: int) -> list[Prompt]:
+    rng = np.random.default_rng(3)
+    return [Prompt(token_ids=rng.integers(0, 250, 1 + 9 * i % 40).tolist()) for i in range(count)]
+
+
+def test_answers_are_those_of_the_reference(engine, tiny_model_path):
+    """Prompts of many lengths at once: chunked prefill, decoding and mixtures."""
+    greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=2)
+    with Engine(tiny_model_path, EngineConfig(backend="reference", **SETTINGS)) as reference:
+        for ours, theirs in zip(
+            engine.generate(greedy, prompts(6)), reference.generate(greedy, prompts(6)), strict=True
+        ):
+            assert ours.token_ids == theirs.token_ids
+            for a, b in zip(ours.logprobs, theirs.logprobs, strict=True):
+                assert abs(a.logprob - b.logprob) < 1e-4
+    engine.check_integrity()
+
+
+@contextmanager
+def launches_seen():
+    """What would be compiled: kernel, constants, types, and numbers that Triton makes variants for."""
+    seen: set[tuple] = set()
+    original = InterpretedFunction.run
+
+    def run(self, *args, grid, warmup, **kwargs):
+        exempt = self.kwargs.get("do_not_specialize") or ()
+        values = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        key = [self.fn.__name__]
+        for name, value in sorted(values.items()):
+            if isinstance(value, torch.Tensor):
+                key.append((name, value.dtype))
+            elif name in exempt or isinstance(value, float):
+                continue
+            elif name.isupper() or name in ("num_warps", "num_stages"):  # constants
+                key.append((name, value))
+            else:
+                key.append((name, value == 1, value % 16 == 0))
+        seen.add(tuple(key))
+        return original(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+    InterpretedFunction.run = run
+    try:
+        yield seen
+    finally:
+        InterpretedFunction.run = original
+
+
+def test_serving_compiles_nothing_that_warming_up_has_not(engine):
+    core = engine._loop.call(lambda core: core)
+    runner = core.runner
+    with launches_seen() as warm:
+        for batch in warm_up_batches(runner.capacity):
+            logits, _ = runner.model.forward(batch, runner.kv)
+            warm_up_sampling(runner.kernels, logits[:1])
+    with launches_seen() as served:
+        for temperature in (0.0, 0.9):
+            params = SamplingParams(temperature=temperature, top_k=5, max_tokens=3, logprobs=1, ignore_eos=True)
+            engine.generate(params, prompts(5))
+    assert len(served) > 5
+    assert served - warm == set()
+
+
+@pytest.mark.parametrize("largest", [1, 3, 8, 64, 100, 256])
+def test_the_ladder_wastes_at_most_half(largest):
+    sizes = ladder(largest)
+    assert sizes[-1] == largest
+    assert sizes == sorted(set(sizes))
+    assert all(b - a <= max(1, a) for a, b in pairwise(sizes))
+    assert all(b - a <= b / 4 for a, b in pairwise(sizes) if a >= 8)
+
+
+def test_a_padded_decode_step_gives_what_the_step_itself_gives(engine):
+    """DecodeGraphs with steps that are carried out where CUDA would replay them."""
+    engine.generate(SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), prompts(5))  # blocks hold something
+    core = engine._loop.call(lambda core: core)
+    runner = core.runner
+    graphs = DecodeGraphs(
+        lambda batch: runner.model.forward(batch, runner.kv),
+        max_num_seqs=6,
+        max_blocks=runner.rows.block_tables.shape[1],
+        max_model_len=96,
+        device=torch.device("cpu"),
+        capture=lambda work: work,
+    )
+    for rows in (1, 3, 5, 6):
+        batch = decode_batch(rows)
+        assert graphs.fits(batch)
+        logits, hidden = graphs.replay(batch)
+        expected, expected_hidden = runner.model.forward(batch, runner.kv)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(hidden, expected_hidden, atol=1e-5, rtol=1e-5)
+
+
+def decode_batch(rows: int):
+    """Sequences of different lengths in the blocks that earlier requests have written."""
+    lengths = torch.tensor([3 + 2 * i for i in range(rows)], dtype=torch.int32)
+    order = torch.arange(rows, dtype=torch.int32)
+    return Batch(
+        token_ids=order + 5,
+        positions=lengths - 1,
+        slot_mapping=order * 16 + lengths - 1,
+        query_start_loc=torch.arange(rows + 1, dtype=torch.int32),
+        seq_lens=lengths,
+        block_tables=order[:, None].repeat(1, 2),
+        logits_indices=order,
+        num_tokens=rows,
+        num_seqs=rows,
+        num_logits=rows,
+        max_query_len=1,
+        max_seq_len=int(lengths.max()),
+    )
+
+
+def test_a_device_without_a_gpu_is_a_clear_error(tiny_model_path, monkeypatch):
+    monkeypatch.setattr(knobs.runtime, "interpret", False)
+    with pytest.raises(ModelLoadError, match=REFUSAL):
+        Engine(tiny_model_path, EngineConfig(backend="triton", device="cpu"))
+
+
+def test_a_type_that_the_kernels_lack_is_a_clear_error(tiny_model_path):
+    with pytest.raises(ModelLoadError, match="do not compute in float64; take dtype float32 or bfloat16"):
+        Engine(tiny_model_path, EngineConfig(backend="triton", device="cpu", dtype="float64"))

@@ -1,0 +1,114 @@
+"""Where a model runs, on which kernels and in which types: every "auto" resolved, and what the machine lacks said."""
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from vllm_nb import progress
+from vllm_nb.config import EngineConfig
+from vllm_nb.errors import ModelLoadError
+
+log = logging.getLogger(__name__)
+
+_LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in what the model runs."""
+
+    device: torch.device
+    kernels: ModuleType
+    dtype: torch.dtype  # of activations
+    weight_dtype: torch.dtype  # of weights that the kernels do not keep quantised
+    kv_dtype: torch.dtype
+
+
+def place(config: EngineConfig) -> Placement:
+    """Raises ModelLoadError when the machine lacks what was asked for."""
+    device = _device(config.device)
+    name = _backend(config, device)
+    kernels = importlib.import_module(f"vllm_nb.kernels.{name}")
+    if name == "cpu":  # computes in float32, whatever weights and cache are held in
+        _prepare_cpu(kernels, config.threads)
+        held = torch.float32 if config.dtype == "float32" else torch.bfloat16
+        return Placement(device, kernels, torch.float32, held, held)
+    plain = "float32" if device.type == "cpu" else "bfloat16"
+    dtype = getattr(torch, plain if config.dtype == "auto" else config.dtype)
+    return Placement(device, kernels, dtype, dtype, dtype)
+
+
+def _backend(config: EngineConfig, device: torch.device) -> str:
+    name = config.backend
+    if name == "cpu" and device.type != "cpu":
+        raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
+    if name == "triton":
+        obstacle = _obstacle_to_triton(device, config.dtype)
+        if obstacle:
+            raise ModelLoadError(f"backend 'triton' cannot be used: {obstacle}, or leave the backend on auto")
+    if name != "auto":
+        return name
+    if device.type == "cpu" and config.dtype in ("auto", "float32", "bfloat16"):
+        return "cpu"
+    if device.type == "cuda":
+        obstacle = _obstacle_to_triton(device, config.dtype)
+        if not obstacle:
+            return "triton"
+        log.warning("running on plain PyTorch kernels, which are slow: %s", obstacle)
+    return "reference"
+
+
+def _obstacle_to_triton(device: torch.device, dtype: str) -> str:
+    """What keeps Triton's kernels from running here, and what to do; empty: nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; install it with pip install 'vllm-nb[gpu]'"
+    if dtype == "float64":
+        return "its kernels do not compute in float64; take dtype float32 or bfloat16"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _LEAST_CAPABILITY:
+            found, least = (f"{major}.{minor}" for major, minor in (capability, _LEAST_CAPABILITY))
+            name = torch.cuda.get_device_name(device)
+            return (
+                f"{name} has compute capability {found} and the kernels need {least} (Ampere) or newer; take device cpu"
+            )
+        return ""
+    from triton import knobs
+
+    if device.type == "cpu" and knobs.runtime.interpret:  # how the tests run them
+        return ""
+    return f"its kernels need an NVIDIA GPU and the device is {device.type!r}; take device cuda"
+
+
+def _prepare_cpu(kernels: ModuleType, threads: int | None) -> None:
+    """Compile the CPU kernels on first use, and choose the number of threads."""
+    with ExitStack() as stack:
+        advance: Callable[[float], None] | None = None
+        ready = 0
+
+        def show(phase: str, done: int, total: int) -> None:
+            nonlocal advance, ready
+            if advance is None:
+                advance = stack.enter_context(progress.task(phase, total, "kernels"))
+            advance(done - ready)
+            ready = done
+
+        kernels.prepare(show)
+    if threads is not None:
+        kernels.set_threads(threads)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        usable = ", ".join(device for device, ok in available.items() if ok)
+        raise ModelLoadError(f"device {name!r} is not available here (this PyTorch sees: {usable}); use one of those")
+    return torch.device(name)
