@@ -9,8 +9,8 @@ from transformers import AutoModel
 
 from vllm_nb.api import Engine, Prompt
 from vllm_nb.config import EngineConfig
-from vllm_nb.engine.events import RequestPreempted
 from vllm_nb.errors import GenerationError, RequestError
+from vllm_nb.events import RequestPreempted
 from vllm_nb.sampling import SamplingParams
 
 TEXTS = ["Paris is the capital of France.", "x", "Ein längerer Text, der über mehrere Blöcke geht. " * 3, "<|end|>"]
