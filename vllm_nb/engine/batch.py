@@ -76,6 +76,7 @@ class BatchBuffers:
         }
         self.arrays = {name: np.zeros(size, np.int32) for name, size in sizes.items()}
         self.tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        self._last: _Gathered | None = None
 
     def full(self, block_size: int) -> Batch:
         """Everything at its largest: what a graph is captured over."""
@@ -91,6 +92,29 @@ class BatchBuffers:
 
     def gather(self, plan: Plan, rows: Rows) -> tuple[Batch, np.ndarray]:
         """Fill the buffers for `plan`. Returns the batch, and the logits row of each sequence's last token: [S]."""
+        last = self._last
+        if last is not None and last.goes_on(plan):
+            self._advance(last, plan, rows)
+        else:
+            last = self._last = self._fill(plan, rows)
+        return last.batch, last.logits_row
+
+    def _advance(self, last: "_Gathered", plan: Plan, rows: Rows) -> None:
+        """The step before over again, one position on: most steps are such, and this is a third of the work."""
+        a, batch, num_seqs = self.arrays, last.batch, len(plan.seqs)
+        positions = a["positions"][:num_seqs]
+        positions += 1
+        a["seq_lens"][:num_seqs] += 1
+        batch.max_seq_len += 1
+        if plan.grown:
+            num_blocks = -(-batch.max_seq_len // rows.block_size)
+            a["block_tables"][:num_seqs, :num_blocks] = rows.block_tables[last.row, :num_blocks]
+            batch.block_tables = self.tensors["block_tables"][:num_seqs, :num_blocks]
+        a["token_ids"][:num_seqs] = rows.token_ids[last.row, positions]
+        block, offset = np.divmod(positions, rows.block_size)
+        a["slot_mapping"][:num_seqs] = rows.block_tables[last.row, block] * rows.block_size + offset
+
+    def _fill(self, plan: Plan, rows: Rows) -> "_Gathered":
         a, num_seqs = self.arrays, len(plan.seqs)
         counts = np.array(plan.num_tokens, np.int32)
         computed = np.array([seq.num_computed for seq in plan.seqs], np.int32)
@@ -118,7 +142,8 @@ class BatchBuffers:
             wanted, logits_row = last, np.arange(num_seqs)
         a["logits_indices"][: len(wanted)] = wanted
         sizes = num_tokens, num_seqs, len(wanted)
-        return self._view(*sizes, num_blocks, max_query_len, max_seq_len), logits_row
+        batch = self._view(*sizes, num_blocks, max_query_len, max_seq_len)
+        return _Gathered(plan.seqs, plan.num_tokens, row, batch, logits_row)
 
     def _view(self, t: int, s: int, r: int, num_blocks: int, max_query_len: int, max_seq_len: int) -> Batch:
         x = self.tensors
@@ -136,6 +161,22 @@ class BatchBuffers:
             max_query_len,
             max_seq_len,
         )
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What lies in the buffers."""
+
+    seqs: list[Sequence]
+    num_tokens: list[int]
+    row: np.ndarray  # [S] of `Rows`
+    batch: Batch
+    logits_row: np.ndarray
+
+    def goes_on(self, plan: Plan) -> bool:
+        """Whether `plan` is the next token of the same sequences, each on the row and in the place it had."""
+        ones = [1] * len(plan.seqs)
+        return plan.seqs == self.seqs and plan.num_tokens == ones == self.num_tokens and not plan.admitted
 
 
 def wants_prompt_logits(seq: Sequence) -> bool:
