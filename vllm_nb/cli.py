@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vllm_nb import progress
-from vllm_nb.config import BACKENDS, DEVICES, DTYPES, EngineConfig
+from vllm_nb.config import SETTINGS_CHOICES, SETTINGS_HELP, EngineConfig
 from vllm_nb.errors import VllmNbError
 from vllm_nb.sampling import SamplingParams
 
@@ -181,34 +181,11 @@ def _add_process_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-_ENGINE_HELP = {
-    "device": "where to compute",
-    "backend": "kernels: cpu (fast), reference (plain PyTorch)",
-    "dtype": "of activations and KV cache",
-    "max_model_len": "prompt and answer together, tokens",
-    "max_num_seqs": "requests that run at once",
-    "max_num_batched_tokens": "token budget of a step",
-    "prefill_chunk": "most prompt tokens in a step while others decode",
-    "block_size": "tokens in a KV block",
-    "num_kv_blocks": "KV blocks, instead of --kv-fraction",
-    "kv_fraction": "share of the free memory for the KV cache",
-    "prefix_cache": "keep the KV blocks of prompts for reuse",
-    "prefix_cache_max_tokens": "limit of the prefix cache",
-    "yarn_factor": "stretch the context by YaRN",
-    "max_queued_requests": "more than these are refused",
-    "threads": "CPU threads (default: physical cores)",
-    "tool_parser": "how the model writes tool calls: hermes, llama3, pythonic, mistral, deepseek, glm, phi, gemma, "
-    "qwen_coder, harmony, none",
-    "reasoning_parser": "how it marks its reasoning: think, mistral, none",
-}
-_CHOICES = {"device": DEVICES, "backend": BACKENDS, "dtype": DTYPES}
-
-
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     """An option for each field of EngineConfig, left out of the namespace unless given."""
     group = parser.add_argument_group("engine")
     for setting in fields(EngineConfig):
-        text = _ENGINE_HELP.get(setting.name, "")
+        text = SETTINGS_HELP[setting.name]
         if setting.default is not None:
             text += f" (default {setting.default})"
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
@@ -216,7 +193,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             kinds = [kind for kind in typing.get_args(setting.type) if kind is not type(None)]
-            options |= {"type": kinds[0] if kinds else setting.type, "choices": _CHOICES.get(setting.name)}
+            options |= {"type": kinds[0] if kinds else setting.type, "choices": SETTINGS_CHOICES.get(setting.name)}
         group.add_argument(_flag(setting.name), **options)
 
 

@@ -87,3 +87,27 @@ def _kind(low: int | float) -> str:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+# For the flags of vllm-nb and %vllm start: a line for each setting.
+SETTINGS_HELP = {
+    "device": "where to compute",
+    "backend": "kernels: cpu (fast), reference (plain PyTorch)",
+    "dtype": "of activations and KV cache",
+    "max_model_len": "prompt and answer together, tokens",
+    "max_num_seqs": "requests that run at once",
+    "max_num_batched_tokens": "token budget of a step",
+    "prefill_chunk": "most prompt tokens in a step while others decode",
+    "block_size": "tokens in a KV block",
+    "num_kv_blocks": "KV blocks, instead of --kv-fraction",
+    "kv_fraction": "most of the free memory that the KV cache may take",
+    "prefix_cache": "keep the KV blocks of prompts for reuse",
+    "prefix_cache_max_tokens": "limit of the prefix cache",
+    "yarn_factor": "stretch the context by YaRN",
+    "max_queued_requests": "more than these are refused",
+    "threads": "CPU threads (default: physical cores)",
+    "tool_parser": "how the model writes tool calls: hermes, llama3, pythonic, mistral, deepseek, glm, phi, gemma, "
+    "qwen_coder, harmony, none",
+    "reasoning_parser": "how it marks its reasoning: think, mistral, none",
+}
+SETTINGS_CHOICES = {"device": DEVICES, "backend": BACKENDS, "dtype": DTYPES}

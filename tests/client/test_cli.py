@@ -16,7 +16,7 @@ import pytest
 
 from vllm_nb import cli
 from vllm_nb.client.runtime_dir import ENVIRONMENT_NAME
-from vllm_nb.config import EngineConfig
+from vllm_nb.config import SETTINGS_HELP, EngineConfig
 
 OPTIONS = ["--num-kv-blocks", "512", "--max-num-seqs", "4", "--threads", "1"]  # those of the shared engine
 COMMAND = [sys.executable, "-m", "vllm_nb.cli"]
@@ -112,7 +112,7 @@ def test_help_has_examples_and_every_engine_setting():
         for setting in fields(EngineConfig):
             assert f"--{setting.name.replace('_', '-')}" in text
     assert "examples:" in vllm_nb("serve", "--help").stdout
-    assert set(cli._ENGINE_HELP) == {setting.name for setting in fields(EngineConfig)}
+    assert set(SETTINGS_HELP) == {setting.name for setting in fields(EngineConfig)}
     unknown = vllm_nb("frobnicate")
     assert unknown.returncode == 2
     assert "invalid choice: 'frobnicate'" in unknown.stderr

@@ -50,6 +50,11 @@ class Shape:
         """A text that a regular expression matches as a whole."""
         return cls(StructuredOutputs(regex=pattern), str)
 
+    @classmethod
+    def grammar(cls, lark: str) -> "Shape":
+        """A text of a grammar in Lark's syntax."""
+        return cls(StructuredOutputs(grammar=lark), str)
+
     def value(self, text: str) -> Any:
         """Raises AnswerError."""
         try:

@@ -98,7 +98,7 @@ class Answer:
     # What is shown
 
     def _count(self, item: StreamItem) -> None:
-        self._tokens += len(item.token_ids)
+        self._tokens += len(item.token_ids) or bool(item.text or item.reasoning)  # other servers send no ids
         if self._first_token is None and self._tokens:
             self._first_token = time.monotonic()
 

@@ -10,11 +10,11 @@ from IPython.core.error import UsageError
 from vllm_nb.client import process
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.outcomes import Failed, Outcome, Stopped, TimedOut
-from vllm_nb.client.process import DEFAULT_MODEL
 from vllm_nb.client.registry import EngineInfo
 from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.notebook.display import View
 from vllm_nb.notebook.failures import EngineFailure, Interrupted, told_to_the_user
+from vllm_nb.notebook.settings import Settings
 from vllm_nb.progress import Report
 
 _POLL = 0.1  # seconds between two looks at an engine that loads
@@ -39,16 +39,18 @@ class Engine:
 class Engines:
     """The engines as one notebook sees them; `current` is what `%%vllm` talks to, `attached` are servers by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.current: Engine | None = None
         self.attached: dict[str, Engine] = {}
         self._by_default = False  # nobody asked for the current one: a cell needed an engine, and there was none
 
     def start(self, model: str, view: View, **options: Any) -> Outcome:
-        """Start an engine or reuse it, and make it the current one. options: as vllm_nb.start takes them."""
+        """Start an engine or reuse it, and make it the current one. options: as vllm_nb.start takes them, and before
+        what the notebook's settings say."""
         try:
             with told_to_the_user():
-                outcome = process.start(model, on_progress=view.progress, **options)
+                outcome = process.start(model, on_progress=view.progress, **self._settings.start_defaults() | options)
         except KeyboardInterrupt as interrupt:  # the message says that the engine goes on loading
             view.clear()
             raise Interrupted(str(interrupt)) from None
@@ -74,7 +76,7 @@ class Engines:
             except EngineFailure as failure:
                 if not (self._by_default and isinstance(failure.__cause__, EngineDeadError)):
                     raise
-        self.start(DEFAULT_MODEL, view)
+        self.start(self._settings.model, view)
         self._by_default = True
         assert self.current is not None
         return self.current

@@ -2,6 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -12,6 +13,7 @@ from vllm_nb.notebook.arguments import cell_parser
 from vllm_nb.notebook.cell import run_cell
 from vllm_nb.notebook.parser import split
 from vllm_nb.notebook.session import Session
+from vllm_nb.notebook.settings import Settings
 
 
 def overview() -> str:
@@ -25,14 +27,15 @@ Each takes -h. {{{{ expr }}}} is replaced by its value from the notebook.
 
 
 @magics_class
-class VllmMagics(Magics):
-    """The magics of one shell."""
+class VllmMagics(Magics, Settings):
+    """Settings of %vllm and %%vllm; a flag goes before what is set here. None: not set."""
 
     shell: InteractiveShell
 
     def __init__(self, shell: InteractiveShell):
         super().__init__(shell)
-        self._session = Session(shell)
+        self.load_project(Path.cwd())
+        self._session = Session(shell, self)
 
     @classmethod
     def load(cls, shell: InteractiveShell) -> None:
@@ -46,6 +49,7 @@ class VllmMagics(Magics):
         """Take the magics away again."""
         magics = shell.magics_manager.registry.pop(VllmMagics.__name__)
         magics._session.values.uninstall()
+        shell.configurables.remove(magics)
         for kind in ("line", "cell"):
             del shell.magics_manager.magics[kind]["vllm"]
 

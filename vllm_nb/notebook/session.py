@@ -1,4 +1,4 @@
-"""What the magics of one shell share: its engines, the values of its cells, and where they show what goes on."""
+"""What the magics of one shell share: its engines and conversations, the values of its cells, and where they show."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -6,24 +6,34 @@ from typing import TYPE_CHECKING
 from IPython.core.interactiveshell import InteractiveShell
 
 from vllm_nb.notebook.display import NotebookView, SilentView, TerminalView, View, in_terminal
+from vllm_nb.notebook.settings import Settings
 from vllm_nb.notebook.values import CellValues
 
 if TYPE_CHECKING:  # the client is imported by the first cell that needs it, not by %load_ext
+    from vllm_nb.client.conversation import Conversation
     from vllm_nb.notebook.engines import Engines
 
 
 class Session:
     """One notebook."""
 
-    def __init__(self, shell: InteractiveShell):
+    def __init__(self, shell: InteractiveShell, settings: Settings):
         self.shell = shell
+        self.settings = settings
         self.values = CellValues(shell)
+        self.conversations: dict[str, Conversation] = {}
 
     @cached_property
     def engines(self) -> "Engines":
         from vllm_nb.notebook.engines import Engines
 
-        return Engines()
+        return Engines(self.settings)
+
+    def conversation(self, name: str) -> "Conversation":
+        """That one, or a new one."""
+        from vllm_nb.client.conversation import Conversation
+
+        return self.conversations.setdefault(name, Conversation(title=name))
 
     def view(self, *, silent: bool = False) -> View:
         """Where a cell shows what goes on. silent: and leaves nothing of it."""

@@ -35,14 +35,21 @@ class Command:
 
     usage: str  # after the name: "[NAME]"
     summary: str
-    target: str  # "module:NAME", the module in this folder
+    target: str  # "module:NAME" of an Action or a Group, the module in this folder
 
-    @property
-    def action(self) -> Action:
+    def load(self) -> "Action | Group":
         module, _, name = self.target.partition(":")
-        action = getattr(import_module(f"{__name__}.{module}"), name)
-        assert isinstance(action, Action)
-        return action
+        found = getattr(import_module(f"{__name__}.{module}"), name)
+        assert isinstance(found, Action | Group)
+        return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Subcommands of a subcommand. alone: what it does without any of them."""
+
+    commands: Mapping[str, Command]
+    alone: Callable[[Session], Any]
 
 
 COMMANDS = {
@@ -52,6 +59,7 @@ COMMANDS = {
     "attach": Command("NAME|URL", "the same, or any server with OpenAI's routes", "lifecycle:ATTACH"),
     "stop": Command("[NAME]", "end an engine", "lifecycle:STOP"),
     "logs": Command("[NAME]", "the end of an engine's log; -f follows it", "logs:LOGS"),
+    "chat": Command("[ACTION]", "the conversations of %%vllm --chat NAME", "chat:CHAT"),
     "models": Command("", "the models that are known on this machine", "machine:MODELS"),
     "doctor": Command("", "what is wrong with this installation, and what to do", "machine:DOCTOR"),
 }
@@ -69,9 +77,15 @@ def run(session: Session, words: list[str], *, magic: str = "%vllm", commands: M
     name, *rest = words
     if name not in commands:
         raise UsageError(f"{magic}: unknown subcommand {name!r}{did_you_mean(name, commands)}; {magic} lists them")
-    action = commands[name].action
-    options = command_parser(f"{magic} {name}", action).parse(rest)
-    return None if options is None else action.run(session, options)
+    found = commands[name].load()
+    magic = f"{magic} {name}"
+    if isinstance(found, Action):
+        options = command_parser(magic, found).parse(rest)
+        return None if options is None else found.run(session, options)
+    if rest and rest[0] not in ("-h", "--help"):
+        return run(session, rest, magic=magic, commands=found.commands)
+    print(overview(magic, found.commands))
+    return None if rest else found.alone(session)
 
 
 def overview(magic: str = "%vllm", commands: Mapping[str, Command] = COMMANDS) -> str:

@@ -9,30 +9,13 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from vllm_nb.client.process import DEFAULT_MODEL
-from vllm_nb.config import BACKENDS, DEVICES, DTYPES, EngineConfig
+from vllm_nb.config import SETTINGS_CHOICES, SETTINGS_HELP, EngineConfig
 from vllm_nb.notebook.commands import Action, no_arguments
 from vllm_nb.notebook.display import Table
 from vllm_nb.notebook.parser import Parser
 from vllm_nb.notebook.session import Session
 from vllm_nb.notebook.tables import engine_table, outcome_table, stopped_table
 
-_HELP = {
-    "device": "where it runs",
-    "backend": "whose kernels",
-    "dtype": "of activations and KV cache",
-    "max_model_len": "prompt and answer together, in tokens",
-    "max_num_seqs": "requests that run at once",
-    "max_num_batched_tokens": "token budget of a step",
-    "prefill_chunk": "most prompt tokens in a step while others decode",
-    "block_size": "tokens in a KV block",
-    "num_kv_blocks": "KV blocks, instead of --kv-fraction",
-    "kv_fraction": "most of the free memory that the KV cache may take",
-    "prefix_cache_max_tokens": "limit of the prefix cache",
-    "yarn_factor": "stretch the context by YaRN",
-    "max_queued_requests": "more than these are refused",
-    "threads": "CPU threads",
-}
-_CHOICES = {"device": DEVICES, "backend": BACKENDS, "dtype": DTYPES}
 _PROCESS = ("name", "timeout", "idle_timeout", "with_kernel")  # what is not about the engine inside
 
 # Said of what the engine does not have yet, so that nobody looks for the right spelling.
@@ -47,7 +30,6 @@ def _start_arguments(parser: Parser) -> None:
     model = parser.add_argument(
         "model",
         nargs="?",
-        default=DEFAULT_MODEL,
         help=f"'{DEFAULT_MODEL}' (the default), a hub id, a folder of safetensors, or a GGUF file",
     )
     parser.completes(model, "models")
@@ -68,12 +50,14 @@ def _add_settings(group: Any) -> None:
         flag = f"--{setting.name.replace('_', '-')}"
         if setting.type is bool:
             off = flag.replace("--", "--no-", 1)
-            group.add_argument(off, dest=setting.name, action="store_false", default=None, help="share nothing")
+            group.add_argument(
+                off, dest=setting.name, action="store_false", default=None, help=f"don't {SETTINGS_HELP[setting.name]}"
+            )
             continue
         kind: Any = next((kind for kind in typing.get_args(setting.type) if kind is not type(None)), setting.type)
-        choices = _CHOICES.get(setting.name)
+        choices = SETTINGS_CHOICES.get(setting.name)
         metavar = None if choices else {float: "X", int: "N"}.get(kind)
-        group.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=_HELP[setting.name])
+        group.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=SETTINGS_HELP[setting.name])
     for name, (metavar, text) in _NOT_YET.items():
         action: dict[str, Any] = {"metavar": metavar} if metavar else {"action": "store_true", "default": None}
         group.add_argument(f"--{name.replace('_', '-')}", help=text, **action)
@@ -99,7 +83,8 @@ def start_settings(options: argparse.Namespace) -> dict[str, Any]:
 def _start(session: Session, options: argparse.Namespace) -> None:
     settings = start_settings(options)
     view = session.view()
-    view.finish(outcome_table(session.engines.start(options.model, view, **settings)))
+    model = options.model or session.settings.model
+    view.finish(outcome_table(session.engines.start(model, view, **settings)))
 
 
 def _ps(session: Session, options: argparse.Namespace) -> Table:
