@@ -1,11 +1,13 @@
 """An engine of this process, seen from outside: its state, its events, and halting it between two steps."""
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from vllm_nb.engine.bandwidth import read_rate
 from vllm_nb.engine.capacity import Capacity
+from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.loop import EngineLoop
 from vllm_nb.engine.memory import MemoryPlan, measure_memory
 from vllm_nb.engine.snapshot import Snapshot
@@ -60,7 +62,7 @@ class Inside(Observed):
     def read_rate(self) -> float:
         """Bytes a second that this machine reads from memory, measured when first asked for, between two steps: running
         requests wait a tenth of a second."""
-        return self._loop.call(lambda core: read_rate(core.runner.device))
+        return self._loop.call(_measure_read_rate)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when the scheduler's or the KV cache's books do not add up."""
@@ -106,3 +108,10 @@ class Inside(Observed):
     @property
     def paused(self) -> bool:
         return self._loop.paused
+
+
+def _measure_read_rate(core: EngineCore) -> float:
+    """Also for those who come later, and for recordings."""
+    rate = read_rate(core.runner.device)
+    core.info = replace(core.info, read_rate=rate)
+    return rate

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.events import Batch
@@ -19,6 +19,11 @@ class Source(Protocol):
     """An engine that can be followed; see inspection.observed.Observed."""
 
     def events(self, offset: int | None = None, *, follow: bool = True) -> Generator[Batch, None, None]: ...
+
+    def memory(self) -> dict[str, Any]: ...
+
+    @property
+    def read_rate(self) -> float: ...
 
 
 class Follower:
@@ -80,6 +85,7 @@ class LiveTimeline(Timeline):
     def __init__(self, source: Source):
         self._follower = Follower(source)
         super().__init__(self._follower.first)
+        self.source = source
         self._follower.start(self.extend, "vllm-nb-timeline")
 
     @property

@@ -28,6 +28,7 @@ class EngineInfo:
     kv_bytes: int  # of the whole KV cache
     sliding_window: int | None = None  # tokens that a sliding layer reads, the current one included
     sliding_layers: tuple[bool, ...] | None = None  # per layer; None: all, when there is a window
+    read_rate: float | None = None  # bytes a second from memory, once it was measured
     wall_clock: float = 0.0  # add to a time of the engine's clock to get seconds since the epoch
 
     @classmethod

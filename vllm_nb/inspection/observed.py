@@ -21,6 +21,15 @@ class Observed(ABC):
         snapshot. With `follow` for as long as the engine lives, an empty one twice a second when nothing happens;
         without, what there is. Raises EngineDeadError when the engine ends."""
 
+    @abstractmethod
+    def memory(self) -> dict[str, Any]:
+        """Bytes by what they are for: "predicted" before the model was loaded, "measured" now."""
+
+    @property
+    @abstractmethod
+    def read_rate(self) -> float:
+        """Bytes a second that the engine's machine reads from memory, as it measured when first asked."""
+
     def timeline(self) -> LiveTimeline:
         """Follow the engine from now on; `.at(step)` is the state after a step, `.close()` the end."""
         return LiveTimeline(self)

@@ -14,7 +14,11 @@ from vllm_nb.inspection.timeline import Timeline
 if TYPE_CHECKING:
     from vllm_nb.notebook.panels.panel import Panel
 
-PANELS = {"paging": "paging:PagingPanel"}  # name -> "module:class"
+PANELS = {  # name -> "module:class"
+    "paging": "paging:PagingPanel",
+    "schedule": "schedule:SchedulePanel",
+    "throughput": "throughput:ThroughputPanel",
+}
 
 _LIVE: dict[str, tuple[Observed, LiveTimeline]] = {}  # what the panels of an engine look at, by the engine's identity
 

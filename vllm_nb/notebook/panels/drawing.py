@@ -47,7 +47,7 @@ def _cut(rank: int, shares: list[float], sampling: Mapping[str, float]) -> str:
     """The first filter that leaves the token out. shares: after temperature and top_k."""
     if 0 < sampling.get("top_k", 0) < rank:
         return "top_k"
-    if sum(shares[: rank - 1]) >= sampling.get("top_p", 1.0):
+    if sampling.get("top_p", 1.0) < 1 and sum(shares[: rank - 1]) >= sampling["top_p"]:
         return "top_p"
     return "min_p" if shares[rank - 1] < sampling.get("min_p", 0.0) * shares[0] else ""
 

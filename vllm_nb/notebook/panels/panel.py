@@ -1,20 +1,14 @@
-"""What all panels have in common: state in traits, frames when somebody looks, a static picture, a transport bar."""
+"""What all panels of a timeline have in common: frames when somebody looks, and a transport bar."""
 
 import json
 import time
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import anywidget
-import traitlets
-
-from vllm_nb.errors import VllmNbError
 from vllm_nb.inspection.follow import LiveTimeline
 from vllm_nb.inspection.timeline import Timeline
 from vllm_nb.inspection.view import EngineView
-from vllm_nb.notebook.panels.bundle import bundle, style
+from vllm_nb.notebook.panels.picture import Picture
 from vllm_nb.notebook.panels.player import Player
-from vllm_nb.notebook.panels.svg import Svg
 
 IN_FLIGHT = 2  # frames that may be on their way to the browser
 OVERDUE = 0.25  # seconds after which a frame counts as lost: a kernel that is busy with a cell hears no answers
@@ -22,31 +16,15 @@ GONE = 30.0  # seconds without any answer after which the page was probably clos
 SLOW = 5.0  # seconds between two frames then
 
 
-class Panel(anywidget.AnyWidget):
-    """A panel of one player. A subclass says what it shows (`look`, `draw`, `numbers`) and which module draws it.
-
-    state: what the module in static/ draws, plain data, complete. transport: the bar below, see Player.transport.
-    frame: number of the state; the browser answers with it when it has drawn that.
-    """
-
-    title: ClassVar[str]
-    module: ClassVar[str]  # in static/
-    styles: ClassVar[tuple[str, ...]] = ()  # in static/, besides panel.css
-
-    state = traitlets.Dict().tag(sync=True)
-    transport = traitlets.Dict().tag(sync=True)
-    frame = traitlets.Int(0).tag(sync=True)
-    panel_id = traitlets.Unicode().tag(sync=True)  # by which its view finds its model
+class Panel(Picture):
+    """A picture of one player's moment. A subclass says what it shows there (`look`)."""
 
     def __init__(self, player: Player):
         self.player = player
         self._views: dict[str, bool] = {}  # those in the browser, and whether they can be seen
         self._drawn = 0
         self._sent = self._answered = time.monotonic()
-        type(self)._esm, type(self)._css = bundle(self.module), style("panel.css", "transport.css", *self.styles)
         super().__init__()
-        self.panel_id = self.model_id
-        self.on_msg(self._receive)
         with player.lock:
             self.show(player, moved=True)
         player.add(self)
@@ -57,25 +35,13 @@ class Panel(anywidget.AnyWidget):
         """The state at a moment."""
         raise NotImplementedError
 
-    def draw(self, state: dict[str, Any]) -> Svg:
-        """The static picture of a state."""
-        raise NotImplementedError
-
-    def numbers(self, state: dict[str, Any]) -> str:
-        """The same as an HTML table, for those who cannot see the picture."""
-        raise NotImplementedError
+    def now(self) -> dict[str, Any]:
+        with self.player.lock:
+            return self.look(self.player.view)
 
     @property
     def timeline(self) -> Timeline:
         return self.player.timeline
-
-    def set(self, **settings: Any) -> None:
-        """Set traits of the panel, as the reader could in the browser. Raises VllmNbError for one it does not have."""
-        known = self.trait_names(setting=True)
-        for name, value in settings.items():
-            if name not in known:
-                raise VllmNbError(f"panel {self.title!r} has no setting {name!r}; it has {', '.join(known) or 'none'}")
-            setattr(self, name, value)
 
     # A screen of the player
 
@@ -121,31 +87,6 @@ class Panel(anywidget.AnyWidget):
                 player.seek(step)
             case {"type": "speed", "speed": int(speed) | float(speed)}:
                 player.set_speed(float(speed))
-
-    # Static pictures
-
-    def picture(self) -> Svg:
-        """What the panel shows now."""
-        with self.player.lock:
-            return self.draw(self.look(self.player.view))
-
-    def save(self, path: str | Path) -> Path:
-        """Write what the panel shows now as SVG, or, for a name that ends in .html, as a page with its numbers."""
-        path = Path(path).expanduser()
-        if path.suffix not in (".svg", ".html"):
-            raise VllmNbError(f"{path}: the name has to end in .svg or .html, which says what is written")
-        path.write_text(str(self.picture()) if path.suffix == ".svg" else self._html(), encoding="utf-8")
-        return path
-
-    def _html(self) -> str:
-        with self.player.lock:
-            state = self.look(self.player.view)
-        return f'<figure class="vllm-nb">{self.draw(state)}{self.numbers(state)}</figure>'
-
-    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        bundle = super()._repr_mimebundle_(**options)
-        assert bundle is not None  # only of a widget without a view
-        return bundle[0] | {"text/html": self._html()}, bundle[1]
 
     def __repr__(self) -> str:
         transport = self.player.transport()

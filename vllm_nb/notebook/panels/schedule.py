@@ -1,9 +1,17 @@
 """Schedule: a lane a sequence, a column a step; below, the token budget and the phases of each step."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import traitlets
+
+from vllm_nb.inspection.histories import history_of
 from vllm_nb.inspection.history import PHASES, History, Lane
+from vllm_nb.inspection.trace import chrome_trace
+from vllm_nb.inspection.view import EngineView
 from vllm_nb.notebook.panels.charts import number
+from vllm_nb.notebook.panels.panel import Panel
 from vllm_nb.notebook.panels.svg import Svg, table
 from vllm_nb.notebook.panels.svg import shortened as cut
 
@@ -19,6 +27,39 @@ REASONS = {
     "new": "came during the step",
 }
 _WIDTH, _LABELS, _LANE = 760.0, 128.0, 15.0
+
+
+class SchedulePanel(Panel):
+    """columns: how many steps are shown."""
+
+    title = "Schedule"
+    module = "schedule.js"
+    styles = ("schedule.css",)
+
+    columns = traitlets.Int(COLUMNS, min=8, max=240).tag(sync=True, setting=True)
+
+    def look(self, view: EngineView) -> dict[str, Any]:
+        return schedule(history_of(self.timeline), view.step, self.columns)
+
+    def draw(self, state: dict[str, Any]) -> Svg:
+        return draw(state)
+
+    def numbers(self, state: dict[str, Any]) -> str:
+        return numbers(state)
+
+    def save(self, path: str | Path) -> Path:
+        """As every panel, and for a name that ends in .json, all steps as a trace for ui.perfetto.dev."""
+        path = Path(path).expanduser()
+        if path.suffix != ".json":
+            return super().save(path)
+        with self.player.lock:
+            trace = chrome_trace(history_of(self.timeline))
+        path.write_text(json.dumps(trace), encoding="utf-8")
+        return path
+
+    @traitlets.observe("columns")
+    def _look_again(self, _: Any) -> None:
+        self.player.refresh(self)
 
 
 def schedule(history: History, step: int, columns: int = COLUMNS) -> dict[str, Any]:
@@ -97,8 +138,7 @@ def _draw_lane(picture: Svg, grid: _Columns, lane: dict[str, Any], y: float) -> 
             picture.line(x, y + high / 2, x + width, y + high / 2, ROLES[kind], width=1.5, dash="2 3")
         elif kind == "decode":
             picture.rect(x, y + 3, width, high - 6, ROLES[kind], hint=hint)
-            for step in range(first + 1, last + 1):
-                picture.line(grid.left(step), y + 3, grid.left(step), y + high - 3, "page", width=0.8)
+            picture.ticks(map(grid.left, range(first + 1, last + 1)), y + 3, high - 6, "page")
         elif kind == "prefill":
             picture.rect(x, y, width - 0.6, high, ROLES[kind], hint=hint)
         elif kind == "cached":

@@ -56,6 +56,12 @@ class Svg:
             path = " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
             self._parts.append(f'<polyline points="{path}"{_paint("none", stroke)}{_pen(width, dash)}/>')
 
+    def ticks(self, xs: Iterable[float], y: float, height: float, stroke: str, *, width: float = 0.8) -> None:
+        """Vertical strokes."""
+        path = "".join(f"M{_n(x)} {_n(y)}v{_n(height)}" for x in xs)
+        if path:
+            self._parts.append(f'<path d="{path}"{_paint(None, stroke)}{_pen(width, "")}/>')
+
     def polygon(self, points: Points, fill: str, *, opacity: float = 1.0, hint: str = "") -> None:
         path = " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
         self._add(f'<polygon points="{path}"{_paint(fill, None, opacity)}', "polygon", hint)

@@ -1,13 +1,71 @@
 """Throughput: tokens a second beside what memory bandwidth allows, who runs and waits, KV use, latencies."""
 
+import threading
+from contextlib import suppress
 from typing import Any
 
+import traitlets
+
+from vllm_nb.errors import VllmNbError
+from vllm_nb.inspection.follow import LiveTimeline
+from vllm_nb.inspection.histories import history_of
+from vllm_nb.inspection.rates import rates
+from vllm_nb.inspection.view import EngineView
 from vllm_nb.notebook.panels.charts import Line, duration, histogram, line_chart, number, within
+from vllm_nb.notebook.panels.panel import Panel
 from vllm_nb.notebook.panels.svg import Svg, table
 
 LATENCIES = {"ttft": "Time to first token", "itl": "Between two tokens", "tpot": "Per token of a request"}
 BINS = 100
 _WIDTH = 760.0
+
+
+class ThroughputPanel(Panel):
+    """seconds: how much time is shown, 0 is all. read_rate: bytes a second that the engine's machine reads from memory;
+    None until it was measured (`measure`, or the button)."""
+
+    title = "Throughput"
+    module = "throughput.js"
+
+    seconds = traitlets.Float(30.0, min=0.0).tag(sync=True, setting=True)
+    read_rate = traitlets.Float(None, allow_none=True).tag(setting=True)
+
+    @traitlets.default("read_rate")
+    def _measured_before(self) -> float | None:
+        return self.timeline.info.read_rate
+
+    def look(self, view: EngineView) -> dict[str, Any]:
+        history = history_of(self.timeline)
+        return rates(history, view.step, seconds=self.seconds, bins=BINS, read_rate=self.read_rate)
+
+    def draw(self, state: dict[str, Any]) -> Svg:
+        return draw(state)
+
+    def numbers(self, state: dict[str, Any]) -> str:
+        return numbers(state)
+
+    def measure(self) -> float:
+        """Let the engine measure its memory bandwidth, where that was not done before; bytes a second.
+
+        Raises VllmNbError for a recording, EngineDeadError."""
+        if self.read_rate is None:
+            if not isinstance(self.timeline, LiveTimeline):
+                raise VllmNbError("a recording has no engine that could measure; panel.set(read_rate=...) says it")
+            self.read_rate = self.timeline.source.read_rate
+        return float(self.read_rate or 0)
+
+    @traitlets.observe("seconds", "read_rate")
+    def _look_again(self, _: Any) -> None:
+        self.player.refresh(self)
+
+    def _receive(self, widget: Any, content: dict[str, Any], buffers: list[Any]) -> None:
+        if content.get("type") == "measure":
+            threading.Thread(target=self._measure, daemon=True).start()  # it takes a while, and messages go on
+        super()._receive(widget, content, buffers)
+
+    def _measure(self) -> None:
+        with suppress(VllmNbError):  # the bar says that the engine is gone
+            self.measure()
 
 
 def tiles(state: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 // Memory: a bar each for what was predicted, what is measured, and what would be with other settings.
 
 import { bytes, html, percent } from "./dom.js";
+import { panel } from "./panel.js";
 
 const PARTS = {
   others: ["others on this machine", "series7"],
@@ -63,17 +64,19 @@ export function fromSlider(position, most) {
   return Math.min(most, Math.max(1, Math.round(value / step) * step));
 }
 
-/** Builds the view inside `box`. changed(settings): the reader has moved a slider. */
-export function memoryView(box, changed) {
+/** Builds the view inside `box`; call what it returns with each new state. */
+export function memoryView(box, model) {
   const title = html("div", { class: "vn-head" });
   const shown = html("div", { class: "vn-bars" });
   const table = html("div");
   const controls = html("form", { class: "vn-controls", onsubmit: (event) => event.preventDefault() });
   const verdict = html("div", { class: "vn-verdict", role: "status", "aria-live": "polite" });
-  box.append(title, shown, html("fieldset", {}, html("legend", {}, "What if"), controls, verdict), table);
+  const fieldset = html("fieldset", {}, html("legend", {}, "What if"), controls, verdict);
+  box.append(title, shown, fieldset, table);
   let state = null;
   let settings = null; // those of the sliders: the reader's, however often a new state comes
-  let model = null;
+  let shownModel = null;
+  let saving = null;
 
   const show = () => {
     const [found, total] = [memoryBars(state, settings), state.plan.device.total];
@@ -87,18 +90,23 @@ export function memoryView(box, changed) {
   const change = (name, value) => {
     settings = { ...settings, [name]: value };
     show();
-    changed(settings);
+    clearTimeout(saving);
+    saving = setTimeout(() => {
+      model.set("settings", settings);
+      model.save_changes(); // for static pictures, and for the next who opens the page
+    }, 300);
   };
 
   return (next) => {
     state = next;
-    if (!state) {
-      title.textContent = "No prediction: the engine does not answer.";
+    if (!state.plan) {
+      title.textContent = state.error;
+      for (const part of [shown, fieldset, table]) part.hidden = true;
       return;
     }
     title.replaceChildren(html("b", {}, `Memory of ${state.plan.model}`), html("span", { class: "vn-muted" }, `${state.plan.device.name}, ${bytes(state.plan.device.total)}`));
-    if (model !== state.plan.model) {
-      [model, settings] = [state.plan.model, state.settings];
+    if (shownModel !== state.plan.model) {
+      [shownModel, settings] = [state.plan.model, model.get("settings")];
       controls.replaceChildren(...sliders(state.plan, settings, change));
     }
     show();
@@ -191,3 +199,5 @@ export function verdictWords(result, settings) {
     `${result.blocks.toLocaleString("en")} blocks, of which ${percent(waste)} stays empty in last blocks.`
   );
 }
+
+export default panel("Memory", memoryView);

@@ -24,7 +24,9 @@ function show(title, build, model, el) {
   const draw = () => {
     waiting = false;
     update(model.get("state"));
-    bar.update(model.get("transport"));
+    const transport = model.get("transport");
+    bar.element.hidden = !("step" in transport); // a picture without a player
+    if (!bar.element.hidden) bar.update(transport);
     model.send({ type: "drawn", frame: model.get("frame") });
   };
   const redraw = () => {

@@ -1,6 +1,7 @@
 // Schedule: a lane a sequence, a column a step; below, the token budget and the phases of each step.
 
 import { html, numbersTable, shortNumber, svg } from "./dom.js";
+import { panel } from "./panel.js";
 
 const WIDTH = 760;
 const LABELS = 128;
@@ -191,3 +192,5 @@ function finish(picture, height, name, parts) {
   picture.setAttribute("aria-label", name);
   picture.replaceChildren(...parts);
 }
+
+export default panel("Schedule", scheduleView);

@@ -2,6 +2,7 @@
 
 import { histogramChart, lineChart, within } from "./charts.js";
 import { duration, html, numbersTable, percent, shortNumber, svg } from "./dom.js";
+import { panel } from "./panel.js";
 
 const LATENCIES = { ttft: "Time to first token", itl: "Between two tokens", tpot: "Per token of a request" };
 
@@ -19,17 +20,32 @@ export function tiles(state) {
   ];
 }
 
+const WINDOWS = [10, 30, 120, 600, 0];
+
 /** Builds the view inside `box`; call what it returns with each new state. */
-export function throughputView(box) {
+export function throughputView(box, model) {
   const row = html("div", { class: "vn-tiles" });
+  const windows = html(
+    "select",
+    { "aria-label": "stretch of time", onchange: () => choose(Number(windows.value)) },
+    ...WINDOWS.map((seconds) => html("option", { value: seconds }, seconds ? `last ${duration(seconds)}` : "all")),
+  );
+  const choose = (seconds) => {
+    model.set("seconds", seconds);
+    model.save_changes();
+  };
+  const measure = html("button", { type: "button", onclick: () => model.send({ type: "measure" }) }, "measure memory bandwidth");
   const figure = (height) => svg("svg", { height });
   const rate = figure(190);
   const [sequences, cache] = [figure(130), figure(130)];
   const histograms = Object.keys(LATENCIES).map(() => figure(132));
   const columns = (count) => ({ class: "vn-row", style: `grid-template-columns: repeat(${count}, minmax(0, 1fr))` });
-  box.append(row, rate, html("div", columns(2), sequences, cache), html("div", columns(3), ...histograms));
+  box.append(html("div", { class: "vn-head" }, row, html("div", { class: "vn-actions" }, measure, windows)), rate);
+  box.append(html("div", columns(2), sequences, cache), html("div", columns(3), ...histograms));
 
   return (state) => {
+    windows.value = model.get("seconds");
+    measure.hidden = state.read_rate !== null || !model.get("transport").live;
     row.replaceChildren(
       ...tiles(state).map(([name, value]) =>
         html("div", { class: "vn-tile" }, html("b", {}, value), html("span", {}, name)),
@@ -63,3 +79,5 @@ function numbers(state) {
   ]);
   return [...tiles(state), ...latencies];
 }
+
+export default panel("Throughput", throughputView);

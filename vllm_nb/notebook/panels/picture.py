@@ -1,0 +1,86 @@
+"""A picture in a page: its state in traits, drawn by an ES module, and as static SVG for where there is no kernel."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anywidget
+import traitlets
+
+from vllm_nb.errors import VllmNbError
+from vllm_nb.notebook.panels.bundle import bundle, style
+from vllm_nb.notebook.panels.svg import Svg
+
+
+class Picture(anywidget.AnyWidget):
+    """A subclass says which module draws it, and how it is drawn without one (`draw`, `numbers`).
+
+    state: what the module in static/ draws, plain data, complete. transport: of a panel with a player, else empty.
+    frame: number of the state; the browser answers with it when it has drawn that.
+    """
+
+    title: ClassVar[str]
+    module: ClassVar[str]  # in static/
+    styles: ClassVar[tuple[str, ...]] = ()  # in static/, besides panel.css
+
+    state = traitlets.Dict().tag(sync=True)
+    transport = traitlets.Dict().tag(sync=True)
+    frame = traitlets.Int(0).tag(sync=True)
+    panel_id = traitlets.Unicode().tag(sync=True)  # by which its view finds its model
+
+    def __init__(self) -> None:
+        type(self)._esm, type(self)._css = bundle(self.module), style("panel.css", "transport.css", *self.styles)
+        super().__init__()
+        self.panel_id = self.model_id
+        self.on_msg(self._receive)
+
+    # What a subclass says
+
+    def draw(self, state: dict[str, Any]) -> Svg:
+        """The static picture of a state."""
+        raise NotImplementedError
+
+    def numbers(self, state: dict[str, Any]) -> str:
+        """The same as an HTML table, for those who cannot see the picture."""
+        raise NotImplementedError
+
+    def now(self) -> dict[str, Any]:
+        """The state to make a static picture of."""
+        return self.state
+
+    def _receive(self, _: Any, content: dict[str, Any], buffers: list[Any]) -> None:
+        """A message of the browser; perhaps on a thread of the kernel's."""
+
+    def set(self, **settings: Any) -> None:
+        """Set traits of the panel, as the reader could in the browser. Raises VllmNbError for one it does not have."""
+        known = self.trait_names(setting=True)
+        for name, value in settings.items():
+            if name not in known:
+                raise VllmNbError(f"panel {self.title!r} has no setting {name!r}; it has {', '.join(known) or 'none'}")
+            setattr(self, name, value)
+
+    # Static pictures
+
+    def picture(self) -> Svg:
+        """What the panel shows now."""
+        return self.draw(self.now())
+
+    def save(self, path: str | Path) -> Path:
+        """Write what the panel shows now as SVG, or, for a name that ends in .html, as a page with its numbers."""
+        path = Path(path).expanduser()
+        if path.suffix not in (".svg", ".html"):
+            raise VllmNbError(f"{path}: the name has to end in .svg or .html, which says what is written")
+        path.write_text(str(self.picture()) if path.suffix == ".svg" else self.html(), encoding="utf-8")
+        return path
+
+    def html(self) -> str:
+        """What the panel shows now, for a page without widgets."""
+        state = self.now()
+        return f'<figure class="vllm-nb">{self.draw(state)}{self.numbers(state)}</figure>'
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        bundle = super()._repr_mimebundle_(**options)
+        assert bundle is not None  # only of a widget without a view
+        return bundle[0] | {"text/html": self.html()}, bundle[1]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.title}>"
