@@ -123,7 +123,7 @@ class Engine(Inside):
             vocab_size=core.runner.model.config.vocab_size,
         )
         self._hidden_size: int = core.runner.model.config.hidden_size
-        self._loop = EngineLoop(core, self.config.max_queued_requests)
+        self._loop = EngineLoop(core, self.config.max_queued_requests, self.config.max_queued_tokens)
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = weakref.WeakKeyDictionary()
 
     # Generate

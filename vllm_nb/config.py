@@ -29,7 +29,8 @@ class EngineConfig:
     prefix_cache: bool = True
     prefix_cache_max_tokens: int | None = None  # None: the whole KV cache
     yarn_factor: float | None = None  # stretch the context by YaRN
-    max_queued_requests: int = 1024
+    max_queued_requests: int = 1024  # that wait; more are refused
+    max_queued_tokens: int | None = None  # of their prompts; None: no limit
     threads: int | None = None  # CPU threads; None: physical cores
     tool_parser: str = "auto"  # how tool calls are written: a family's name, "none", or as template and tokens show
     reasoning_parser: str = "auto"  # the same for reasoning
@@ -75,6 +76,7 @@ _BOUNDS: tuple[tuple[str, int | float, int | float], ...] = (
     ("prefix_cache_max_tokens", 0, 10**12),
     ("yarn_factor", 1.0, 64.0),
     ("max_queued_requests", 1, 1_000_000),
+    ("max_queued_tokens", 1, 10**12),
     ("threads", 1, 1024),
 )
 _OPTIONAL = {f.name for f in fields(EngineConfig) if f.default is None}
@@ -104,7 +106,8 @@ SETTINGS_HELP = {
     "prefix_cache": "keep the KV blocks of prompts for reuse",
     "prefix_cache_max_tokens": "limit of the prefix cache",
     "yarn_factor": "stretch the context by YaRN",
-    "max_queued_requests": "more than these are refused",
+    "max_queued_requests": "more that wait are refused",
+    "max_queued_tokens": "refuse requests while more tokens of prompts wait",
     "threads": "CPU threads (default: physical cores)",
     "tool_parser": "how the model writes tool calls: hermes, llama3, pythonic, mistral, deepseek, glm, phi, gemma, "
     "qwen_coder, harmony, none",

@@ -81,8 +81,9 @@ class SamplingParams:
     stop: texts that end the output, not returned. stop_token_ids: ids that end it, not returned as text.
     max_tokens: None means up to the context's end. min_tokens: no stop before that many. ignore_eos: run to max_tokens.
     logprobs: alternatives per output token, 0 gives the chosen one alone. prompt_logprobs: the same over the prompt.
-    n: independent answers to one prompt, sharing its cache. structured_outputs: what the output must look like, as
-    StructuredOutputs or its fields; of a chat's answer, the part after the reasoning.
+    n: independent answers to one prompt, sharing its cache. priority: whose is lower runs earlier, and is preempted
+    later. structured_outputs: what the output must look like, as StructuredOutputs or its fields; of a chat's answer,
+    the part after the reasoning.
 
     Raises ValueError naming the field, the value and the range.
     """
@@ -104,10 +105,11 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
+    priority: int = 0
     structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high, whole in _BOUNDS:
+        for name, low, high, whole in BOUNDS:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 _check_number(name, value, low, high, whole)
@@ -134,7 +136,7 @@ _MODEL_DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "
 NEUTRAL_DEFAULTS: dict[str, Any] = dict(_MODEL_DEFAULTS)
 
 _WHOLE = 2**31 - 1
-_BOUNDS = (
+BOUNDS = (
     ("temperature", 0, 100, False),
     ("top_k", 0, _WHOLE, True),
     ("top_p", 1e-6, 1, False),
@@ -148,6 +150,7 @@ _BOUNDS = (
     ("logprobs", 0, MAX_LOGPROBS, True),
     ("prompt_logprobs", 0, MAX_LOGPROBS, True),
     ("n", 1, MAX_CHOICES, True),
+    ("priority", -(2**31), 2**31 - 1, True),
 )
 _OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None}
 

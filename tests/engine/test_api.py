@@ -81,6 +81,22 @@ def test_a_list_longer_than_the_queue(smollm2_path):
             engine.generate_stream(SamplingParams(n=3), "Hi")
 
 
+def test_the_queue_holds_so_many_tokens(smollm2_path):
+    builder = EngineBuilder(ModelRepo.model_file(str(smollm2_path))).without_flash_attn()
+    long = Prompt(token_ids=[7] * 300)
+    with builder.with_config(max_queued_tokens=400, max_num_seqs=1, num_kv_blocks=64).build() as engine:
+        running = engine.generate_stream(SamplingParams(max_tokens=400, ignore_eos=True), "Hi")
+        next(running)
+        waiting = engine.generate_stream(SamplingParams(max_tokens=1, n=1), long)
+        with pytest.raises(QueueFullError, match=r"300 prompt tokens are waiting, the limit is 400; try again later"):
+            engine.generate_stream(SamplingParams(max_tokens=1), long)
+        engine.generate_stream(SamplingParams(max_tokens=1), Prompt(token_ids=[7] * 90)).cancel()
+        running.cancel()
+        assert [item.finish_reason for item in waiting][-1] == "length"
+        alone = engine.generate(SamplingParams(max_tokens=1), Prompt(token_ids=[7] * 500))  # nobody waits: any length
+        assert alone.prompt_length == 500
+
+
 def test_a_stream_is_the_whole_in_pieces(engine):
     whole = engine.generate(GREEDY, CAPITAL)
     with engine.generate_stream(GREEDY, CAPITAL) as stream:

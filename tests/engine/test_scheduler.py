@@ -1,5 +1,7 @@
 """The scheduler on a real model: whatever the load, every request gets the tokens it would get alone."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,13 +33,14 @@ def request(draw: st.DrawFn) -> dict:
         "max_tokens": draw(st.integers(1, 16)),
         "stop_ids": draw(st.sampled_from([(), (5, 17, 23)])),
         "n": draw(st.sampled_from([1, 1, 1, 3])),
+        "priority": draw(st.sampled_from([0, 0, -1, 2])),
         "arrives": draw(st.integers(0, 12)),  # at this step
         "aborted": draw(st.one_of(st.none(), st.integers(0, 20))),  # at this step
     }
 
 
 def sequences_of(spec: dict, name: str, new_sequence) -> list[Sequence]:
-    params = params_of(spec["kind"], spec["seed"])
+    params = replace(params_of(spec["kind"], spec["seed"]), priority=spec["priority"])
     seqs: list[Sequence] = []
     for index in range(spec["n"]):
         seqs.append(
@@ -107,6 +110,27 @@ def test_preempts_the_last_arrived_and_never_the_first(make_core, new_sequence):
     assert preempted
     assert set(preempted) == {last.arrival}
     assert first.output_len == last.output_len == 20
+
+
+def test_priority_goes_before_arrival_when_admitting_and_preempting(make_core, new_sequence):
+    def make(name: str, priority: int, prompt: int = 3) -> Sequence:
+        params = replace(params_of("greedy", 0), priority=priority)
+        return new_sequence([1] * prompt, params, request_id=name, max_tokens=20)
+
+    one_at_a_time = make_core(max_num_seqs=1)
+    running, late, later, urgent = make("running", 9), make("late", 1), make("later", 1), make("urgent", -1)
+    one_at_a_time.scheduler.add(running)
+    one_at_a_time.step()
+    run(one_at_a_time, late, later, urgent)
+    order = sorted((running, late, later, urgent), key=lambda seq: seq.scheduled)
+    assert order == [running, urgent, late, later]  # whoever runs is not driven out
+
+    scarce = make_core(num_blocks=10, block_size=4, stored=0)
+    preempted = []
+    scarce.events.subscribe(lambda e: preempted.append(e.sequence) if isinstance(e, RequestPreempted) else None)
+    unimportant, important = make("first", 3, prompt=10), make("last", 2, prompt=10)
+    run(scarce, unimportant, important)
+    assert set(preempted) == {unimportant.arrival}
 
 
 def test_a_long_prompt_is_chunked_while_others_decode(make_core, new_sequence):

@@ -40,6 +40,8 @@ BAD_CHATS = [
     ({"logit_bias": {"99999": 1}}, None, "outside the vocabulary"),
     ({"stop_token_ids": [99999]}, None, "outside the vocabulary"),
     ({"seed": 2**70}, "seed", "seed must be"),
+    ({"priority": 2**40}, "priority", "priority must be"),
+    ({"user": 7}, "user", "user: Input should be a valid string"),
     ({"messages": []}, None, "messages is empty"),
     ({"messages": None}, "messages", "messages: "),
     ({"messages": "Hello"}, "messages", "messages: Input should be a valid list"),
@@ -130,7 +132,14 @@ def test_another_models_name(tiny):
     assert response.status_code == 404
     error = response.json()["error"]
     assert error["code"] == "model_not_found"
-    assert error["message"] == "model 'gpt-4' is not served here; this is 'tiny-llama'"
+    assert error["message"].startswith("model 'gpt-4' is not served here; this is 'tiny-llama' (LoRA adapters")
+
+
+def test_unknown_fields_are_ignored_and_listed_in_the_debug_log(tiny, caplog):
+    caplog.set_level("DEBUG", logger="vllm_nb.server.request_model")
+    body = {"messages": HELLO, "max_tokens": 2, "user": "me", "store": True, "metadata": {"a": [1]}, "priority": -3}
+    assert post(tiny, body).status_code == 200
+    assert [record.message for record in caplog.records] == ["ChatRequest: ignored fields: metadata, store"]
 
 
 def test_every_route_needs_the_key(tiny):

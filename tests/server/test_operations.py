@@ -147,6 +147,8 @@ def test_the_documents_name_every_route_and_load_nothing(tiny):
             assert "422" not in operation["responses"]
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.search(r"<script|<link|src=|url\(|https?://", page.text)
+    temperature = document["components"]["schemas"]["ChatRequest"]["properties"]["temperature"]["anyOf"]
+    assert temperature == [{"type": "number", "minimum": 0, "maximum": 100}, {"type": "null"}]
     assert document["paths"]["/health"]["get"]["security"] == []
     assert document["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
     assert json.loads(urllib.request.urlopen(f"{tiny.url}/health").read()) == {"status": "ready"}

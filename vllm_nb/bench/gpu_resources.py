@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from vllm_nb.bench.setup import show
+from vllm_nb.bench.report import show
 from vllm_nb.engine.batch import Batch
 from vllm_nb.kernels import triton as kernels
 from vllm_nb.kernels.planes import GGUF_PLANES

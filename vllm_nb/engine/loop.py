@@ -38,14 +38,15 @@ class Channel(Protocol):
 class EngineLoop:
     """Owns `core` from its start to its end. Public methods may be called from any thread."""
 
-    def __init__(self, core: EngineCore, max_queued_requests: int):
+    def __init__(self, core: EngineCore, max_queued_requests: int, max_queued_tokens: int | None = None):
         self.failure: BaseException | None = None
         self._core = core
         self._events = core.events
         self._max_queued = max_queued_requests
+        self._max_queued_tokens = max_queued_tokens
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._channels: dict[Sequence, Channel] = {}
-        self._pending = 0  # submitted and not yet in the scheduler
+        self._pending: list[Sequence] = []  # submitted and not yet in the scheduler
         self._lock = threading.Lock()
         self._stopping = False
         self._gate = StepGate()
@@ -58,13 +59,24 @@ class EngineLoop:
         """Queue the sequences of one request. Raises QueueFullError or EngineDeadError."""
         with self._lock:
             self.raise_if_dead()
-            waiting = len(self._core.scheduler.waiting) + self._pending
-            if waiting + len(sequences) > self._max_queued:
-                raise QueueFullError(
-                    f"{waiting} requests are waiting, the limit is {self._max_queued}; try again later"
-                )
-            self._pending += len(sequences)
+            self._check_room(sequences)
+            self._pending += sequences
             self._commands.put(lambda: self._add(sequences, channel))
+
+    def _check_room(self, sequences: list[Sequence]) -> None:
+        """A prompt that finds nobody waiting is taken, however long it is."""
+        waiting = [*self._core.scheduler.waiting, *self._pending]
+        if len(waiting) + len(sequences) > self._max_queued:
+            raise QueueFullError(
+                f"{len(waiting)} requests are waiting, the limit is {self._max_queued}; try again later"
+            )
+        if waiting and self._max_queued_tokens is not None:
+            tokens = _prompt_tokens(waiting)
+            if tokens + _prompt_tokens(sequences) > self._max_queued_tokens:
+                raise QueueFullError(
+                    f"requests with {tokens:,} prompt tokens are waiting, the limit is {self._max_queued_tokens:,}; "
+                    "try again later"
+                )
 
     def abort(self, request_id: str, index: int | None = None, reason: str = "abort") -> None:
         """End a request, or one of its sequences, before the next step. Unknown ids are ignored."""
@@ -170,7 +182,7 @@ class EngineLoop:
 
     def _add(self, sequences: list[Sequence], channel: Channel) -> None:
         with self._lock:
-            self._pending -= len(sequences)
+            del self._pending[: len(sequences)]  # commands keep their order
         for seq in sequences:
             self._channels[seq] = channel
             self._core.scheduler.add(seq)
@@ -199,3 +211,8 @@ class EngineLoop:
             channel.put(None)
         self._channels.clear()
         del self._core  # weights and cache: whoever still holds the engine does not hold them
+
+
+def _prompt_tokens(sequences: list[Sequence]) -> int:
+    """Of requests: the answers to one prompt share it."""
+    return sum(seq.prompt_len for seq in sequences if seq.leader is None)

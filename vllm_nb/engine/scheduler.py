@@ -3,8 +3,8 @@
 One token budget, no phases (as in vLLM V1): running requests come first, one token each or their next prefill chunk;
 waiting requests fill the rest with prefill chunks. While anything decodes, the prefill tokens of a step are capped, so
 that no stream stalls behind a long prompt. Admission reserves blocks for the whole prompt, so a prefill never fails
-half-way. When decoding runs out of blocks, the last to arrive is preempted and recomputed later; the first to arrive is
-never preempted, so there is always progress.
+half-way. When decoding runs out of blocks, the last in order is preempted and recomputed later; the first is never
+preempted, so there is always progress. The order is that of arrival, unless requests have priorities.
 """
 
 import time
@@ -21,7 +21,7 @@ from vllm_nb.engine.events import EventLog
 from vllm_nb.engine.sequence import Sequence, Status
 from vllm_nb.events import RequestFinished, RequestPreempted, RequestQueued, RequestScheduled, TokensSampled
 
-_by_arrival = attrgetter("arrival")
+_by_order = attrgetter("order")
 BAD_LOGITS = -1  # what the sampler gives for a row with NaN logits
 PromptLogprobs = tuple[np.ndarray, ...]  # the first four of Logprobs as arrays over positions of the prompt
 
@@ -93,7 +93,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.blocks = blocks
-        self.waiting: list[Sequence] = []  # both queues in order of arrival
+        self.waiting: list[Sequence] = []  # both queues by priority, then arrival
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.prompt_tokens = self.cached_tokens = 0  # of all requests that were admitted: the cache's hit rate
@@ -110,7 +110,7 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, seq: Sequence) -> None:
-        insort(self.waiting, seq, key=_by_arrival)
+        insort(self.waiting, seq, key=_by_order)
         if self._events.enabled:
             self._emit_queued(seq)
 
@@ -157,7 +157,7 @@ class Scheduler:
         return chunk
 
     def _admit(self, plan: Plan, budget: int) -> None:
-        """Take waiting sequences in order of arrival until one does not fit."""
+        """Take waiting sequences in order until one does not fit."""
         i = 0
         while i < len(self.waiting):
             if budget <= 0 or not self._rows:
@@ -188,7 +188,7 @@ class Scheduler:
 
     def _start(self, seq: Sequence) -> None:
         seq.status, seq.row = Status.RUNNING, self._rows.pop()
-        insort(self.running, seq, key=_by_arrival)
+        insort(self.running, seq, key=_by_order)
         now = self._clock()
         if seq.scheduled is None:
             seq.scheduled, seq.num_cached = now, min(seq.num_computed, seq.prompt_len)
@@ -203,7 +203,7 @@ class Scheduler:
         if self._events.enabled:
             self._events.emit(RequestPreempted(seq.arrival, seq.num_computed, self._clock()))
         self._release(seq, Status.WAITING)
-        insort(self.waiting, seq, key=_by_arrival)
+        insort(self.waiting, seq, key=_by_order)
         return seq
 
     def _release(self, seq: Sequence, status: Status) -> None:
@@ -273,8 +273,8 @@ class Scheduler:
             if len(seq.blocks) < self.blocks.blocks_for(seq.num_computed):
                 raise RuntimeError(f"sequence {seq.request_id}/{seq.index} has computed tokens outside its blocks")
         for queue in (self.waiting, self.running):
-            if [seq.arrival for seq in queue] != sorted(seq.arrival for seq in queue):
-                raise RuntimeError("a queue is not in order of arrival")
+            if [seq.order for seq in queue] != sorted(seq.order for seq in queue):
+                raise RuntimeError("a queue is not in order of priority and arrival")
 
 
 def _advance(seq: Sequence, token: int, now: float) -> TokenOutput:

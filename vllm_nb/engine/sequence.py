@@ -35,7 +35,7 @@ class Sequence:
     pooling: Pooling | None = None  # not an answer but an embedding is wanted: made so from the prompt's hidden states
     leader: "Sequence | None" = None  # the sibling whose prefill this one waits for, to share its blocks
     cache_salt: bytes = b""
-    arrival: int = field(default_factory=lambda: next(_arrivals))  # total order: who came first runs first
+    arrival: int = field(default_factory=lambda: next(_arrivals))  # its number
     status: Status = Status.WAITING
     row: int = -1
     num_computed: int = 0
@@ -56,6 +56,11 @@ class Sequence:
         seq._buffer[: len(prompt)] = prompt
         seq._length = len(prompt)
         return seq
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """A total order: who has the lower priority number runs first, then who came first."""
+        return self.params.priority, self.arrival
 
     def __len__(self) -> int:
         return self._length

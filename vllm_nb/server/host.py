@@ -132,7 +132,8 @@ class EngineHost:
         if model is not None and model != engine.model_name and model not in self.names:
             raise ApiError(
                 404,
-                f"model {model!r} is not served here; this is {engine.model_name!r}",
+                f"model {model!r} is not served here; this is {engine.model_name!r} (LoRA adapters, which would be "
+                "models of their own, are not built yet)",
                 "model_not_found",
                 param="model",
             )

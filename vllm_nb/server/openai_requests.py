@@ -1,6 +1,6 @@
 """What may be asked of the OpenAI routes. Types are checked here; the range of sampling numbers in SamplingParams.
 
-Unknown fields are ignored, as OpenAI does, but fields that would change the answer and cannot be honoured are refused.
+Fields that would change the answer and cannot be honoured are refused.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm_nb.errors import RequestError
 from vllm_nb.sampling import MAX_LOGPROBS, SamplingParams
 from vllm_nb.server.errors import ApiError
+from vllm_nb.server.request_model import RequestModel
 
 MAX_MESSAGES = 10_000
 
@@ -23,10 +24,9 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(RequestModel):
     """What chat and completion requests share. null counts as not given."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # field -> the values that ask for nothing
 
     model: str | None = None
@@ -48,6 +48,8 @@ class GenerateRequest(BaseModel):
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: int | None = None
+    priority: int | None = None
+    user: str | None = None  # for the client's own records
     return_token_ids: bool = False  # ours, as in vLLM: token ids beside every text
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -81,7 +83,7 @@ class GenerateRequest(BaseModel):
 
 _PASSED_ON = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"),
-    *("seed", "logit_bias", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "prompt_logprobs"),
+    *("seed", "logit_bias", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "prompt_logprobs", "priority"),
 )
 FREE_TEXT: dict[str, tuple[Any, ...]] = {"response_format": (None, {"type": "text"}), "structured_outputs": (None, {})}
 
@@ -89,7 +91,7 @@ FREE_TEXT: dict[str, tuple[Any, ...]] = {"response_format": (None, {"type": "tex
 class ChatRequest(GenerateRequest):
     """POST /v1/chat/completions."""
 
-    unsupported = {**FREE_TEXT, "tools": (None, []), "functions": (None, []), "modalities": (None, ["text"])}
+    unsupported: ClassVar = {**FREE_TEXT, "tools": (None, []), "functions": (None, []), "modalities": (None, ["text"])}
 
     messages: list[dict[str, Any]] = Field(max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)

@@ -4,12 +4,13 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from vllm_nb.errors import RequestError
 from vllm_nb.messages import as_messages
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.openai_requests import MAX_MESSAGES
+from vllm_nb.server.request_model import RequestModel
 
 if TYPE_CHECKING:
     from vllm_nb.api import Engine
@@ -17,11 +18,9 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1_000_000  # of a text to detokenise
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(RequestModel):
     """A `prompt`, or `messages` for the chat template. add_special_tokens: put before a prompt what the model wants at
     the start; what a template writes is complete."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str | None = None
     prompt: str | None = None
@@ -40,10 +39,8 @@ class TokenizeResponse(BaseModel):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(RequestModel):
     """skip_special_tokens: leave out what is no text, such as <|im_end|>, instead of showing it by name."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(max_length=MAX_TOKENS)
