@@ -181,33 +181,6 @@ def _add_process_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-<<<<<<< HEAD
-=======
-_ENGINE_HELP = {
-    "device": "where to compute",
-    "backend": "kernels: cpu (fast), reference (plain PyTorch)",
-    "dtype": "of activations and KV cache",
-    "max_model_len": "prompt and answer together, tokens",
-    "max_num_seqs": "requests that run at once",
-    "max_num_batched_tokens": "token budget of a step",
-    "prefill_chunk": "most prompt tokens in a step while others decode",
-    "block_size": "tokens in a KV block",
-    "num_kv_blocks": "KV blocks, instead of --kv-fraction",
-    "kv_fraction": "share of the free memory for the KV cache",
-    "prefix_cache": "keep the KV blocks of prompts for reuse",
-    "prefix_cache_max_tokens": "limit of the prefix cache",
-    "yarn_factor": "stretch the context by YaRN",
-    "max_queued_requests": "more that wait are refused",
-    "max_queued_tokens": "refuse requests while more tokens of prompts wait",
-    "threads": "CPU threads (default: physical cores)",
-    "tool_parser": "how the model writes tool calls: hermes, llama3, pythonic, mistral, deepseek, glm, phi, gemma, "
-    "qwen_coder, harmony, none",
-    "reasoning_parser": "how it marks its reasoning: think, mistral, none",
-}
-_CHOICES = {"device": DEVICES, "backend": BACKENDS, "dtype": DTYPES}
-
-
->>>>>>> a2c7fbd (priority, honoured by the scheduler; a limit of queued tokens; unknown request fields are listed in the debug log; bounds are in the OpenAPI document)
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     """An option for each field of EngineConfig, left out of the namespace unless given."""
     group = parser.add_argument_group("engine")
