@@ -122,6 +122,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="a Host name to answer, behind a proxy"
     )
+    parser.add_argument(
+        "--mcp-config", metavar="FILE", help="JSON with the MCP servers (mcpServers) whose tools requests may use"
+    )
     _add_engine_options(parser)
 
 
@@ -221,9 +224,11 @@ def serve(args: argparse.Namespace) -> int:
     from vllm_nb.server.app import bind, run
     from vllm_nb.server.exit import end_process
     from vllm_nb.server.host import EngineHost, load_engine
+    from vllm_nb.server.mcp_servers import McpServers
     from vllm_nb.server.security import Policy
 
     config = EngineConfig.from_dict(_engine_settings(args))
+    mcp = McpServers.from_file(args.mcp_config)
     policy = Policy.for_address(args.host, args.api_key, args.allowed_host)
     listener = bind(args.host, args.port)
     address = f"http://{_bracketed(args.host)}:{listener.getsockname()[1]}"
@@ -243,6 +248,7 @@ def serve(args: argparse.Namespace) -> int:
         return engine
 
     host = EngineHost(load, names=(args.model,))
+    host.mcp = mcp
     try:
         run(host, listener, policy)
     except KeyboardInterrupt:

@@ -91,6 +91,8 @@ class EmbeddingRequest:
         self._cancelled = True
         self._loop.abort(self.request_id)
 
+    abort = cancel  # there is no half of it that would still be told
+
     def _sequence(self, index: int, prompt: list[int], pooling: Pooling) -> Sequence:
         return Sequence.new(
             np.array(prompt, np.int32),

@@ -145,6 +145,10 @@ class AsyncEngineStream:
             self.cancel()
             raise
 
+    def abort(self) -> None:
+        """End the request in the engine; what it has to say of that still comes, with finish_reason "abort"."""
+        self._loop.abort(self.request_id)
+
     def cancel(self) -> None:
         """End the request in the engine; nothing more will come. Safe at any time."""
         self._channel.close(self.request_id)

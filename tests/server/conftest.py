@@ -94,3 +94,73 @@ def tiny(tiny_model_path) -> Iterator[Live]:
     config = EngineConfig(max_num_seqs=2, num_kv_blocks=512, max_queued_requests=4, dtype="float32")
     with Engine(tiny_model_path, config) as engine, serving(EngineHost.ready(engine)) as live:
         yield live
+
+
+@pytest.fixture(scope="session")
+def mcp_clock(tmp_path_factory) -> str:
+    """A program that is an MCP server: over standard input and output, or, with a port, over streamable HTTP."""
+    program = tmp_path_factory.mktemp("mcp") / "clock.py"
+    program.write_text(_MCP_CLOCK)
+    return str(program)
+
+
+_MCP_CLOCK = '''
+import os
+import sys
+import time
+
+from mcp.server import MCPServer
+from mcp.types import ImageContent, TextContent
+
+server = MCPServer("clock")
+
+
+@server.tool()
+def add(a: int, b: int) -> str:
+    """The sum of two numbers."""
+    return str(a + b)
+
+
+@server.tool()
+def noon() -> str:
+    """When noon is."""
+    return f"12:00 {os.environ.get('PLACE', '')}".strip()
+
+
+@server.tool()
+def fail() -> str:
+    """Always fails."""
+    raise ValueError("out of order")
+
+
+@server.tool()
+def sleep(seconds: float) -> str:
+    """Waits."""
+    time.sleep(seconds)
+    return "rested"
+
+
+@server.tool()
+def die() -> str:
+    """Ends the server."""
+    os._exit(3)
+
+
+@server.tool()
+def picture() -> list[TextContent | ImageContent]:
+    """A text and an image."""
+    return [TextContent(type="text", text="look"), ImageContent(type="image", data="AAAA", mimeType="image/png")]
+
+
+@server.tool()
+def long() -> str:
+    """More than a model should read."""
+    return "x" * 100_000
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        server.run("streamable-http", port=int(sys.argv[1]))
+    else:
+        server.run()
+'''

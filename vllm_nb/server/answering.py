@@ -11,7 +11,15 @@ from vllm_nb.outputs import GenerationOutput, StreamItem, Timings, Usage
 from vllm_nb.sampling import SamplingParams
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.openai_format import to_json, totals
-from vllm_nb.server.streaming import CLIENT_CLOSED_REQUEST, REQUEST_ID, ClientLeft, EventStream, batches, until_hangup
+from vllm_nb.server.streaming import (
+    CLIENT_CLOSED_REQUEST,
+    REQUEST_ID,
+    ClientLeft,
+    EventStream,
+    ItemStream,
+    batches,
+    until_hangup,
+)
 
 if TYPE_CHECKING:
     from vllm_nb.api import Engine
@@ -73,7 +81,7 @@ async def submit(
 async def answer(
     host: EngineHost,
     request: Request,
-    streams: "list[AsyncEngineStream]",
+    streams: Sequence[ItemStream],
     form: AnswerFormat,
     *,
     streamed: bool,
@@ -101,14 +109,14 @@ def _within(outer: AbstractContextManager[None], inner: AbstractContextManager[N
         yield
 
 
-async def _whole(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> dict[str, Any]:
+async def _whole(form: AnswerFormat, streams: Sequence[ItemStream]) -> dict[str, Any]:
     async for index, items in batches(streams):
         form.collect(index, items)
     outputs = [stream.output for stream in streams]
     return form.whole(outputs, *totals(outputs))
 
 
-async def _events(form: AnswerFormat, streams: "list[AsyncEngineStream]") -> AsyncGenerator[bytes, None]:
+async def _events(form: AnswerFormat, streams: Sequence[ItemStream]) -> AsyncGenerator[bytes, None]:
     """One piece of bytes, to be written at once, for what a step brought."""
     if chunks := form.first_chunks():
         yield b"".join(map(form.event, chunks))

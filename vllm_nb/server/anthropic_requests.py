@@ -53,6 +53,7 @@ class CountTokensRequest(BaseModel):
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    mcp: str | None = None  # ours: what becomes of the tools of MCP servers
 
     def conversation(self) -> list[ChatMessage]:
         """Raises RequestError naming the block that cannot be taken."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -18,6 +19,7 @@ from vllm_nb.server import (
     docs,
     embeddings,
     inspect,
+    mcp_routes,
     measure,
     metrics,
     model_list,
@@ -30,6 +32,7 @@ from vllm_nb.server import (
 )
 from vllm_nb.server.errors import add_error_handlers
 from vllm_nb.server.host import EngineHost
+from vllm_nb.server.mcp_servers import McpServers
 from vllm_nb.server.openapi import add_openapi
 from vllm_nb.server.security import Policy, SecurityMiddleware
 from vllm_nb.server.watch import DRAIN, watch
@@ -41,6 +44,7 @@ _ROUTES = (
     anthropic,
     completions,
     embeddings,
+    mcp_routes,
     measure,
     observe,
     metrics,
@@ -62,17 +66,20 @@ def serve(
     api_key: str | None = None,
     allowed_hosts: Sequence[str] = (),
     with_ui: bool = True,
+    mcp_config: Path | str | None = None,
 ) -> None:
     """Serve `engine` until Ctrl+C or SIGTERM, then finish the running answers. The caller closes the engine.
 
     api_key: required as a bearer token on every route; may be left out only on a loopback address. allowed_hosts: names
     in the Host header to answer besides those of this machine, for a reverse proxy. with_ui: the web page at /.
+    mcp_config: a file with the MCP servers whose tools requests may use.
 
     Raises ValueError for an open address without a key, VllmNbError for a port that is taken, EngineDeadError when the
     engine fails while serving.
     """
     policy = Policy.for_address(host, api_key, allowed_hosts)
     engine_host = EngineHost.ready(engine)
+    engine_host.mcp = McpServers.from_file(mcp_config)
     run(engine_host, bind(host, port), policy, with_ui=with_ui)
     if engine_host.failure is not None:
         raise EngineDeadError(engine_host.failure)
@@ -170,9 +177,13 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if host.engine is None:
             host.start_loading()
+        if host.mcp is not None:
+            host.mcp.start()
         watching = asyncio.create_task(watch(host, stop, stopping, on_tick))
         yield
         watching.cancel()
+        if host.mcp is not None:
+            await host.mcp.stop()
 
     app = FastAPI(
         title="vllm_nb",

@@ -17,6 +17,7 @@ from vllm_nb.weights.hub import ModelRepo, resolve
 if TYPE_CHECKING:  # the engine brings torch, which is imported while the server already answers
     from vllm_nb.api import Engine
     from vllm_nb.outputs import GenerationOutput
+    from vllm_nb.server.mcp_servers import McpServers
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class InEngine(Protocol):
 
     @property
     def output(self) -> "GenerationOutput": ...
+
+    def abort(self) -> None: ...
 
     def cancel(self) -> None: ...
 
@@ -61,6 +64,7 @@ class EngineHost:
         self.last_used = time.monotonic()
         self.started = time.time()
         self.on_finished: list[Callable[[GenerationOutput], None]] = []  # called with each prompt's output at its end
+        self.mcp: McpServers | None = None  # whose tools requests may use
         self._load = load
         self._active: dict[str, Sequence[InEngine]] = {}
 
@@ -183,8 +187,7 @@ class EngineHost:
         """End a request; its answer so far is completed with finish_reason "abort". False for an unknown id."""
         streams = self._active.get(request_id, ())
         for stream in streams:
-            if self.engine is not None:
-                self.engine.abort(stream.request_id)
+            stream.abort()
         return bool(streams)
 
     def abort_all(self) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from vllm_nb.messages import ChatMessage
-from vllm_nb.server.answering import answer, submit
+from vllm_nb.server.answering import answer
 from vllm_nb.server.errors import ApiError
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.openai_format import to_json
@@ -16,6 +16,7 @@ from vllm_nb.server.responses_format import ResponseFormat
 from vllm_nb.server.responses_items import Item, as_items, as_messages
 from vllm_nb.server.responses_requests import ResponsesRequest
 from vllm_nb.server.responses_store import ResponseStore, Stored
+from vllm_nb.server.tool_loop import HEADER, converse
 
 
 def create_router(host: EngineHost) -> APIRouter:
@@ -31,7 +32,8 @@ def create_router(host: EngineHost) -> APIRouter:
         earlier = _earlier(store, body.previous_response_id)
         fresh = as_items(body.input)
         messages = _conversation(body.instructions, [*(earlier.items if earlier else ())], fresh)
-        streams = await submit(engine, body.sampling_params(), [messages], **body.options())
+        mcp = body.mcp or request.headers.get(HEADER)
+        stream = await converse(engine, host.mcp, mcp, body.sampling_params(), messages, body.options())
         form = ResponseFormat(
             id=f"resp_{uuid.uuid4().hex}",
             model=engine.model_name,
@@ -40,7 +42,7 @@ def create_router(host: EngineHost) -> APIRouter:
             on_change=_keeper(store, earlier, fresh) if body.store is not False else lambda _: None,
         )
         return await answer(
-            host, request, streams, form, streamed=bool(body.stream), request_id=form.id, during=form.lifetime()
+            host, request, [stream], form, streamed=bool(body.stream), request_id=form.id, during=form.lifetime()
         )
 
     @router.get("/{response_id}")

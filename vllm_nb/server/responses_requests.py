@@ -37,7 +37,7 @@ class TextConfig(BaseModel):
 
 
 class ResponsesRequest(BaseModel):
-    """POST /v1/responses. The fields of _OURS and enable_thinking are ours."""
+    """POST /v1/responses. The fields of _OURS, enable_thinking and mcp are ours."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -72,6 +72,7 @@ class ResponsesRequest(BaseModel):
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     enable_thinking: bool | None = None
+    mcp: str | None = None
 
     def check(self) -> None:
         """Raises ApiError for a field that is not supported."""

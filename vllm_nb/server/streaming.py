@@ -1,18 +1,18 @@
 """Answers that live as long as their client: server-sent events, and whole answers whose work ends with a hang-up."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, aclosing, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vllm_nb.server.errors import error_event
+from vllm_nb.server.host import InEngine
 
 if TYPE_CHECKING:
     from vllm_nb.outputs import StreamItem
-    from vllm_nb.streams import AsyncEngineStream
 
 T = TypeVar("T")
 
@@ -88,7 +88,13 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": self._end, "more_body": False})
 
 
-async def batches(streams: "list[AsyncEngineStream]") -> "AsyncGenerator[tuple[int, list[StreamItem]], None]":
+class ItemStream(InEngine, Protocol):
+    """What brings the items of one answer."""
+
+    async def next_batch(self) -> "list[StreamItem]": ...
+
+
+async def batches(streams: Sequence[ItemStream]) -> "AsyncGenerator[tuple[int, list[StreamItem]], None]":
     """(index of the stream, its items of a step or more) from all streams as they come."""
     if len(streams) == 1:
         with suppress(StopAsyncIteration):
@@ -99,7 +105,7 @@ async def batches(streams: "list[AsyncEngineStream]") -> "AsyncGenerator[tuple[i
             yield batch
 
 
-async def _merged(streams: "list[AsyncEngineStream]") -> "AsyncGenerator[tuple[int, list[StreamItem]], None]":
+async def _merged(streams: Sequence[ItemStream]) -> "AsyncGenerator[tuple[int, list[StreamItem]], None]":
     waiting = {asyncio.ensure_future(stream.next_batch()): index for index, stream in enumerate(streams)}
     try:
         while waiting:
