@@ -106,8 +106,8 @@ class BatchBuffers:
         positions += 1
         a["seq_lens"][:num_seqs] += 1
         batch.max_seq_len += 1
-        if plan.grown:
-            num_blocks = -(-batch.max_seq_len // rows.block_size)
+        num_blocks = -(-batch.max_seq_len // rows.block_size)
+        if plan.grown or num_blocks > batch.block_tables.shape[1]:  # the blocks of a prompt are there before its tokens
             a["block_tables"][:num_seqs, :num_blocks] = rows.block_tables[last.row, :num_blocks]
             batch.block_tables = self.tensors["block_tables"][:num_seqs, :num_blocks]
         a["token_ids"][:num_seqs] = rows.token_ids[last.row, positions]
