@@ -127,10 +127,12 @@ def run_rounds(
     calls; then RequestError.
     """
     transcript = list(messages)
-    for _ in range(max_rounds + 1):
+    for rounds_left in range(max_rounds, -1, -1):
         answer = ask(transcript)
         if not answer.tool_calls:
             return answer, transcript
+        if not rounds_left:
+            break
         transcript.append(answer.message.to_dict())
         for call in answer.tool_calls:
             refused = ToolResult(call, "Error: the user did not allow this call", True)

@@ -11,6 +11,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_loca
 from vllm_nb.notebook import commands
 from vllm_nb.notebook.arguments import cell_parser
 from vllm_nb.notebook.cell import run_cell
+from vllm_nb.notebook.completer import VllmCompleter
 from vllm_nb.notebook.parser import split
 from vllm_nb.notebook.session import Session
 from vllm_nb.notebook.settings import Settings
@@ -36,6 +37,7 @@ class VllmMagics(Magics, Settings):
         super().__init__(shell)
         self.load_project(Path.cwd())
         self._session = Session(shell, self)
+        self._completer = VllmCompleter(self._session)
 
     @classmethod
     def load(cls, shell: InteractiveShell) -> None:
@@ -43,12 +45,14 @@ class VllmMagics(Magics, Settings):
         magics = cls(shell)
         shell.register_magics(magics)
         magics._session.values.install()
+        magics._completer.install()
 
     @staticmethod
     def unload(shell: InteractiveShell) -> None:
         """Take the magics away again."""
         magics = shell.magics_manager.registry.pop(VllmMagics.__name__)
         magics._session.values.uninstall()
+        magics._completer.uninstall()
         shell.configurables.remove(magics)
         for kind in ("line", "cell"):
             del shell.magics_manager.magics[kind]["vllm"]

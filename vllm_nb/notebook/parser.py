@@ -27,6 +27,25 @@ class Parser(MagicArgumentParser):
         """What completion offers for an argument: "engines", "models", "conversations" or "names"."""
         self._kinds[argument.dest] = kind
 
+    @property
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def value_of(self, flag: str) -> tuple[list[str], str | None] | None:
+        """Of a flag that takes a value: its choices, and the kind that `completes` was told; None for other words."""
+        for action in self._actions:
+            if flag in action.option_strings and action.nargs != 0:
+                return [str(choice) for choice in action.choices or ()], self._kinds.get(action.dest)
+        return None
+
+    def next_argument(self, words: list[str]) -> str | None:
+        """The kind of the argument that comes after these words."""
+        plain = 0
+        for before, word in zip(["", *words], words, strict=False):
+            plain += not word.startswith("-") and self.value_of(before) is None
+        arguments = [action for action in self._actions if not action.option_strings]
+        return self._kinds.get(arguments[plain].dest) if plain < len(arguments) else None
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}")
 
@@ -43,9 +62,8 @@ class Parser(MagicArgumentParser):
     def _unknown(self, word: str) -> str:
         if not word.startswith("-"):
             return f"unexpected {word!r}; {self._stray}"
-        flags = [flag for action in self._actions for flag in action.option_strings]
         flag = word.partition("=")[0]
-        return f"unknown flag {flag}{did_you_mean(flag, flags)}; {self._help} shows them all"
+        return f"unknown flag {flag}{did_you_mean(flag, self.flags)}; {self._help} shows them all"
 
 
 def split(line: str, namespace: Mapping[str, Any]) -> list[str]:
