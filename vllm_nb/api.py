@@ -148,6 +148,8 @@ class Engine(Inside):
         several = isinstance(messages, list) and any(isinstance(m, str | list | tuple | Prompt) for m in messages)
         chat = chat_options(options)
         requests = [self._maker.make(params, asked, chat) for asked in (messages if several else [messages])]
+        for request in requests:
+            request.wait()
         window = max(1, self.config.max_queued_requests // (2 * len(requests[0].sequences))) if requests else 1
 
         def starter(request: Request) -> Callable[[Channel], Response]:
@@ -164,6 +166,7 @@ class Engine(Inside):
         """Answer one conversation as an iterator of StreamItem, with `.cancel()`. Takes and raises what `generate`
         does."""
         request = self._maker.make(params, messages, chat_options(options))
+        request.wait()
         stream = EngineStream(self._loop, self._response(request))
         self._loop.submit(request.sequences, stream.channel)
         return stream
@@ -175,6 +178,7 @@ class Engine(Inside):
         worker thread."""
         chat = chat_options(options)
         request = await asyncio.to_thread(self._maker.make, params, messages, chat)
+        await request.ready()
         event_loop = asyncio.get_running_loop()
         channel = self._channels.setdefault(event_loop, AsyncChannel(event_loop))
         stream = AsyncEngineStream(self._loop, self._response(request), channel)

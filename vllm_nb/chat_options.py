@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_nb.errors import RequestError
-from vllm_nb.sampling import check_schema
+from vllm_nb.sampling import check_plain
 
 MAX_TOOLS = 128
 MAX_TOOL_NAME = 128
@@ -41,7 +41,7 @@ class Tool:
         if not isinstance(self.parameters, Mapping):
             raise RequestError(f"tools: the parameters of {name} must be a JSON schema, an object")
         try:
-            check_schema(f"tools: the parameters of {name}", self.parameters)
+            check_plain(f"tools: the parameters of {name}", self.parameters)
         except ValueError as error:
             raise RequestError(str(error)) from None
 
@@ -94,22 +94,35 @@ class ChatOptions:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tools or (), list | tuple) or len(self.tools or ()) > MAX_TOOLS:
+        if not isinstance(self.tools, list | tuple) or len(self.tools) > MAX_TOOLS:
             raise RequestError(f"tools must be a list of at most {MAX_TOOLS} tools")
-        tools = tuple(Tool.from_any(tool) for tool in self.tools or ())
+        tools = tuple(Tool.from_any(tool) for tool in self.tools)
         names = [tool.name for tool in tools]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise RequestError(f"tools must have different names; {twice!r} is there twice")
         object.__setattr__(self, "tools", tools)
         object.__setattr__(self, "tool_choice", _checked_choice(self.tool_choice, names))
+        for name, kinds in _KINDS.items():
+            if not isinstance(getattr(self, name), kinds):
+                raise RequestError(f"{name} must be {kinds[0].__name__}, not {str(getattr(self, name))[:80]!r}")
+        self._check_template_variables()
         if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             efforts = ", ".join(EFFORTS)
             raise RequestError(f"reasoning_effort must be one of {efforts}, not {self.reasoning_effort!r}")
-        unknown = [str(name) for name in self.template_kwargs or {} if name not in TEMPLATE_KWARGS]
+
+    def _check_template_variables(self) -> None:
+        unknown = [str(name) for name in self.template_kwargs if name not in TEMPLATE_KWARGS]
         if unknown:
             allowed = ", ".join(TEMPLATE_KWARGS)
             raise RequestError(f"chat_template_kwargs must be out of {allowed}; not {', '.join(unknown)[:80]}")
+        if not all(isinstance(document, Mapping) for document in self.documents):
+            raise RequestError("documents must be a list of objects")
+        try:
+            check_plain("documents", self.documents)
+            check_plain("chat_template_kwargs", self.template_kwargs)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
 
     @property
     def named_tool(self) -> str | None:
@@ -131,7 +144,7 @@ class ChatOptions:
     def template_variables(self) -> dict[str, Any]:
         """What the chat template is told, besides the messages: only what was said, for templates ask what is
         defined."""
-        variables = dict(self.template_kwargs or {})
+        variables = dict(self.template_kwargs)
         thinking = self.enable_thinking
         if thinking is None and self.reasoning_effort == "none":
             thinking = False
@@ -144,6 +157,15 @@ class ChatOptions:
         if self.tools:
             variables["tools"] = [tool.to_dict() for tool in self.tools]
         return variables
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "parallel_tool_calls": (bool,),
+    "enable_thinking": (bool, type(None)),
+    "include_reasoning": (bool,),
+    "documents": (list, tuple),
+    "template_kwargs": (dict, Mapping),
+}
 
 
 def _checked_choice(choice: Any, names: list[str]) -> str | dict[str, Any]:

@@ -1,23 +1,32 @@
 """From a conversation and its parameters to what the engine thread runs. All of this happens before, outside it."""
 
+import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vllm_nb.chat_options import ChatOptions
+from vllm_nb.engine.grammar import Grammar
 from vllm_nb.engine.sequence import Sequence
 from vllm_nb.errors import RequestError
 from vllm_nb.messages import ChatMessage, as_messages
 from vllm_nb.sampling import SamplingParams
+from vllm_nb.text.constraints import MAX_SECONDS, Grammars
 from vllm_nb.text.dialogue import Dialogue
+from vllm_nb.text.grammar import output_grammar
 from vllm_nb.text.parsing.parser import OutputParser
 from vllm_nb.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +51,42 @@ Conversation = Prompt | str | Message | list[Message]
 
 @dataclass(slots=True)
 class Request:
-    """One sequence a choice, and what reads its output; no parsers where that is the answer as it stands."""
+    """One sequence a choice, and what reads its output; no parsers where that is the answer as it stands.
+
+    matcher: the grammar that the output has to follow, while it is being compiled. `wait` or `ready` before submitting.
+    """
 
     sequences: list[Sequence]
     parsers: list[OutputParser] | None = None
     include_reasoning: bool = True
+    matcher: "Future[LLMatcher] | None" = None
+    eos_ids: tuple[int, ...] = ()
+
+    def wait(self) -> None:
+        """Raises RequestError for a grammar that cannot be compiled."""
+        if self.matcher is not None:
+            with _as_request_error():
+                self._constrain(self.matcher.result(MAX_SECONDS))
+
+    async def ready(self) -> None:
+        """As `wait`."""
+        if self.matcher is not None:
+            with _as_request_error():
+                self._constrain(await asyncio.wait_for(asyncio.wrap_future(self.matcher), MAX_SECONDS))
+
+    def _constrain(self, matcher: "LLMatcher") -> None:
+        first, *rest = self.sequences
+        first.grammar = grammar = Grammar(matcher, self.eos_ids)
+        for seq in rest:
+            seq.grammar = grammar.fork()
+
+
+@contextmanager
+def _as_request_error() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise RequestError(f"the structured output takes longer than {MAX_SECONDS:g} s to compile") from None
 
 
 class RequestMaker:
@@ -65,16 +105,23 @@ class RequestMaker:
         self._tokenizer, self._dialogue = tokenizer, dialogue
         self._defaults, self._eos_ids = defaults, eos_ids
         self._max_model_len, self._vocab_size = max_model_len, vocab_size
+        self._grammars = Grammars(tokenizer, eos_ids, vocab_size, dialogue.control_ids)
 
     def make(self, params: SamplingParams | None, conversation: Conversation, options: ChatOptions) -> Request:
         """Raises RequestError when it can never be served."""
         prompt = self.encode(conversation, options)
         params = (params or SamplingParams()).with_defaults(self._defaults)
         self._check(params, prompt)
-        sequences = self._sequences(params, prompt)
+        request, wanted = Request(self._sequences(params, prompt)), params.structured_outputs
         if isinstance(conversation, Prompt):
-            return Request(sequences)
-        return Request(sequences, self._dialogue.parsers(prompt, options, params.n), options.include_reasoning)
+            grammar = None if wanted is None else output_grammar(wanted)
+        else:
+            request.include_reasoning = options.include_reasoning
+            request.parsers = self._dialogue.parsers(prompt, options, wanted, params.n)
+            grammar = self._dialogue.grammar(prompt, options, wanted)
+        if grammar is not None:
+            request.matcher, request.eos_ids = self._grammars.submit(grammar), self._grammars.eos_ids
+        return request
 
     def encode(self, conversation: Conversation, options: ChatOptions) -> list[int]:
         """The token ids the model will see. Raises RequestError for empty messages, unknown roles, bad ids."""
@@ -112,8 +159,6 @@ class RequestMaker:
 
     def _check(self, params: SamplingParams, prompt: list[int]) -> None:
         longest = self._max_model_len - 1
-        if params.structured_outputs is not None:
-            raise RequestError("structured_outputs is not built yet: leave it out")
         if not prompt:
             raise RequestError("the prompt is empty: give at least one token")
         if len(prompt) > longest:
@@ -133,7 +178,4 @@ def chat_options(options: Mapping[str, Any]) -> ChatOptions:
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"unknown option {', '.join(unknown)}; chat requests take {', '.join(known)}")
-    chat = ChatOptions(**options)
-    if chat.must_call:
-        raise RequestError("tool_choice must be auto or none: forced calls are not built yet")
-    return chat
+    return ChatOptions(**options)

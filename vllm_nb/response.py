@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vllm_nb.engine.scheduler import TokenOutput
-from vllm_nb.errors import GenerationError
+from vllm_nb.errors import GenerationError, RequestError
 from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
 from vllm_nb.request import Request
 from vllm_nb.text.output_text import OutputText
@@ -44,14 +44,14 @@ class Response:
             self.output.prompt_logprobs = [None]
 
     def receive(self, outputs: list[TokenOutput]) -> list[StreamItem]:
-        """Raises GenerationError when the engine ended the request with an error."""
+        """Raises GenerationError when the engine ended the request with an error, RequestError when it was to blame."""
         return [item for output in outputs if (item := self._one(output)) is not None]
 
     def settle(self, outputs: list[TokenOutput]) -> bool:
         """As `receive` for who wants only the whole: a failure goes to `output.error`. Returns whether it has ended."""
         try:
             self.receive(outputs)
-        except GenerationError as error:
+        except (GenerationError, RequestError) as error:
             self.output.error = str(error)
         return self.finished or self.output.error is not None
 
@@ -62,7 +62,7 @@ class Response:
         if output.finish_reason == "error":
             self.cancel()
             choice.finish_reason = "error"
-            raise GenerationError(output.error)
+            raise RequestError(output.error) if output.refused else GenerationError(output.error)
         prompt_logprobs = self._prompt_logprobs(output) if output.prompt_logprobs else None
         item = StreamItem(self.request_id, seq.index, "", [], prompt_logprobs=prompt_logprobs)
         if output.token is not None:

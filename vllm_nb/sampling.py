@@ -204,13 +204,13 @@ def _checked_schema(schema: Any) -> Any:
         return {}
     if not isinstance(schema, Mapping):
         raise ValueError(f"structured_outputs.json must be a JSON schema, an object, not {str(schema)[:40]!r}")
-    check_schema("structured_outputs.json", schema)
+    check_plain("structured_outputs.json", schema)
     return dict(schema)
 
 
-def check_schema(name: str, schema: Any) -> None:
-    """Raises ValueError for a JSON schema that is too deep or too large, or no plain data. Linear, not recursive."""
-    level, size = [schema], 0
+def check_plain(name: str, value: Any) -> None:
+    """Raises ValueError for a JSON schema or the like that is too deep, too large, or no plain data. Not recursive."""
+    level, size = [value], 0
     for _ in range(MAX_GRAMMAR_DEPTH):
         below: list[Any] = []
         for item in level:

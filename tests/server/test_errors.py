@@ -21,6 +21,11 @@ def still_serving(tiny):
     tiny.eventually_empty()
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+NESTED: dict = {}
+for _ in range(100):
+    NESTED = {"items": NESTED}
+
 BAD_CHATS = [
     ({"temperature": -1}, "temperature", "temperature must be a number from 0 to 100, not -1"),
     ({"top_p": 0}, "top_p", "top_p must be"),
@@ -50,8 +55,29 @@ BAD_CHATS = [
     ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, None, "unknown message part"),
     ({"messages": [{"role": "user", "content": "x" * 70_000}]}, None, "this engine takes at most"),
     ({"stream_options": 5}, "stream_options", "stream_options: "),
-    ({"tools": [{"type": "function"}]}, "tools", "tools is not supported yet"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported yet"),
+    ({"tools": [{"type": "function"}]}, "tools", 'tools must be {"type": "function", "function"'),
+    ({"tool_choice": "required"}, "tool_choice", "tool_choice must not be 'required' without tools"),
+    ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", 'tool_choice must be "auto", "none", "required" or'),
+    ({"tools": TOOLS, "parallel_tool_calls": "yes"}, "parallel_tool_calls", "should be a valid boolean"),
+    ({"functions": [{"name": "f"}]}, "functions", "functions is not served: give tools instead"),
+    ({"function_call": "auto"}, "function_call", "function_call is not served: give tool_choice instead"),
+    ({"modalities": ["audio"]}, "modalities", "modalities must be ['text']"),
+    ({"reasoning_effort": "huge"}, "reasoning_effort", "reasoning_effort must be one of none,"),
+    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "chat_template_kwargs must be out of"),
+    ({"chat_template_kwargs": {"enable_thinking": "no"}}, "enable_thinking", "enable_thinking must be bool"),
+    ({"documents": [NESTED]}, "documents", "documents must be at most 64 levels deep"),
+    ({"response_format": {"type": "xml"}}, "response_format", "response_format must be"),
+    ({"response_format": {"type": "json_schema"}}, "response_format", "response_format must be"),
+    ({"structured_outputs": {"regex": "(" * 99}}, None, "at most 64 brackets within one another"),
+    ({"structured_outputs": {"regex": "(?=a)b"}}, None, "look-around, including look-ahead and look-behind"),
+    ({"structured_outputs": {"json": NESTED}}, None, "at most 64 levels deep"),
+    ({"structured_outputs": {"json": {"not": {}}}}, None, 'cannot be compiled: Unimplemented keys: ["not"]'),
+    ({"structured_outputs": {"grammar": "start: x"}}, None, "cannot be compiled: "),
+    (
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        "response_format",
+        "say the same: give one of them",
+    ),
 ]
 
 

@@ -1,8 +1,8 @@
 """From logits to tokens: each row by its own request's parameters.
 
-Order: logit_bias, min_tokens mask, penalties, temperature, top_k, top_p, min_p, draw. Rows that ask for nothing special
-cost nothing. Randomness is stateless: a uniform number is a hash of (seed, position), so a request's draws depend
-neither on its neighbours nor on being preempted in between.
+Order: logit_bias, min_tokens mask, penalties, grammar mask, temperature, top_k, top_p, min_p, draw. Rows that ask for
+nothing special cost nothing. Randomness is stateless: a uniform number is a hash of (seed, position), so a request's
+draws depend neither on its neighbours nor on being preempted in between.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vllm_nb.engine.batch import wants_prompt_logits
+from vllm_nb.engine.grammar import unpacked
 from vllm_nb.engine.scheduler import Logprobs, Plan, PromptLogprobs
 from vllm_nb.engine.sequence import Sequence
 from vllm_nb.sampling import SamplingParams
@@ -40,6 +41,7 @@ class SamplingRows:
         self.seeds = np.array([seq.seed % 2**64 for seq in seqs], np.uint64)
         self.greedy = all(p.temperature == 0 for p in params)
         self.adjusted = [i for i, p in enumerate(params) if _adjusts(p)]
+        self.with_grammar = [i for i, seq in enumerate(seqs) if seq.grammar is not None]
         self.with_logprobs = [i for i, p in enumerate(params) if p.logprobs is not None]
         self.uniform = torch.zeros(len(seqs), device=device)  # what greedy rows get
         self.temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device)
@@ -69,6 +71,8 @@ class Sampler:
         raw = logits[asked] if asked else None  # before anything alters them
         for i in self._rows.adjusted:
             _adjust(logits[i], plan.seqs[i])
+        if rows := _reaching_their_end(plan, self._rows.with_grammar):
+            _mask(logits, rows, plan)
         samples.tokens = self._draw(logits, plan).tolist()
         if raw is not None:
             self._logprobs(raw, asked, plan, samples)
@@ -142,6 +146,20 @@ def _reaching_their_end(plan: Plan, among: list[int]) -> list[int]:
     return [i for i in among if plan.seqs[i].num_computed + plan.num_tokens[i] == len(plan.seqs[i])]
 
 
+def _mask(logits: torch.Tensor, rows: list[int], plan: Plan) -> None:
+    """Rule out what the grammars of these rows do not allow, in place. logits [S, vocab]."""
+    vocab_size = logits.shape[1]
+    bits = np.zeros((len(rows), -(-vocab_size // 32)), np.uint32)
+    for row, i in zip(bits, rows, strict=True):
+        seq = plan.seqs[i]
+        assert seq.grammar is not None
+        may_stop = seq.output_len >= seq.params.min_tokens
+        seq.grammar.fill(row, np.array(sorted(seq.stop_ids), np.int64), may_stop)
+    forbidden = torch.from_numpy(~unpacked(bits, vocab_size)).to(logits.device)
+    which = torch.tensor(rows, device=logits.device)
+    logits[which] = logits[which].masked_fill(forbidden, -torch.inf)
+
+
 def _adjusts(params: SamplingParams) -> bool:
     penalised = params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty
     return bool(penalised or params.logit_bias or params.min_tokens)
@@ -153,7 +171,7 @@ def _adjust(logits: torch.Tensor, seq: Sequence) -> None:
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
         logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
-    if seq.output_len < params.min_tokens and seq.stop_ids:
+    if seq.output_len < params.min_tokens and seq.stop_ids and seq.grammar is None:
         logits[torch.tensor(list(seq.stop_ids), device=logits.device)] = -torch.inf
     penalty = params.repetition_penalty or 1.0
     if penalty != 1:

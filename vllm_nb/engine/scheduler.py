@@ -69,6 +69,7 @@ class TokenOutput:
     finish_reason: str | None = None  # stop, length, abort, error
     stop_reason: int | None = None  # the stop token id that ended it
     error: str | None = None
+    refused: bool = False  # the error lies in what was asked for
     logprobs: Logprobs | None = None  # of `token`
     prompt_logprobs: PromptLogprobs | None = None  # of the prompt tokens that this step's chunk predicts
     prompt_start: int = 0  # position of the first of them
@@ -279,6 +280,10 @@ class Scheduler:
 
 def _advance(seq: Sequence, token: int, now: float) -> TokenOutput:
     """What a sequence gets for a step in which everything of it was computed; only here is a token appended."""
+    grammar = seq.grammar
+    if grammar is not None and token not in (BAD_LOGITS, *seq.stop_ids) and not grammar.advance(token):
+        error = f"the structured output cannot go on after {seq.output_len} tokens: {grammar.error}"
+        return TokenOutput(seq, None, "error", error=error, refused=True)
     if token == BAD_LOGITS:
         error = "the model gave NaN logits for this request; its weights or this prompt make it overflow"
         return TokenOutput(seq, None, "error", error=error)
@@ -288,8 +293,10 @@ def _advance(seq: Sequence, token: int, now: float) -> TokenOutput:
     if seq.first_token is None:
         seq.first_token = now
     output = TokenOutput(seq, token)
-    if token in seq.stop_ids and seq.output_len > seq.params.min_tokens:
+    if token in seq.stop_ids and (seq.output_len > seq.params.min_tokens or grammar is not None):
         output.finish_reason, output.stop_reason = "stop", token
+    elif grammar is not None and grammar.is_complete:
+        output.finish_reason = "stop"
     elif seq.output_len >= seq.max_tokens:
         output.finish_reason = "length"
     return output

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from vllm_nb.engine.grammar import Grammar
 from vllm_nb.sampling import SamplingParams
 
 Pooling = Literal["mean", "last"]
@@ -35,6 +36,7 @@ class Sequence:
     pooling: Pooling | None = None  # not an answer but an embedding is wanted: made so from the prompt's hidden states
     leader: "Sequence | None" = None  # the sibling whose prefill this one waits for, to share its blocks
     cache_salt: bytes = b""
+    grammar: Grammar | None = None  # what the output has to follow
     arrival: int = field(default_factory=lambda: next(_arrivals))  # its number
     status: Status = Status.WAITING
     row: int = -1

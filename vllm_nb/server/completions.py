@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -15,7 +15,7 @@ from vllm_nb.server.answering import answer, submit
 from vllm_nb.server.errors import ApiError
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.openai_format import LOWEST_LOGPROB, Format
-from vllm_nb.server.openai_requests import FREE_TEXT, GenerateRequest, TokenIds
+from vllm_nb.server.openai_requests import GenerateRequest, TokenIds
 from vllm_nb.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ MAX_PROMPTS = 256
 class CompletionRequest(GenerateRequest):
     """POST /v1/completions. max_tokens: 16 unless given, as OpenAI has it; null: up to the context's end; with `echo`
     0, nothing but the prompt: its log-probabilities score a text."""
-
-    unsupported: ClassVar = FREE_TEXT
 
     prompt: str | TokenIds | Annotated[list[str], Field(max_length=MAX_PROMPTS)] | list[TokenIds]
     max_tokens: int | None = 16

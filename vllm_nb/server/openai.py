@@ -18,7 +18,7 @@ def create_router(host: EngineHost) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         engine = host.require_engine(body.model)
-        streams = await submit(engine, body.sampling_params(), [as_messages(body.messages)])
+        streams = await submit(engine, body.sampling_params(), [as_messages(body.messages)], **body.options())
         form = ChatFormat(
             id=streams[0].request_id,
             model=engine.model_name,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
+from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, ToolCallDelta, Usage
 from vllm_nb.server.errors import error_event
 from vllm_nb.server.streaming import DONE
 
@@ -130,9 +130,10 @@ class ChatFormat(Format):
         if index not in self._sent:
             self._sent[index] = 0
             pieces.append(self._piece(index, {"role": "assistant", "content": ""}))
-        if item.text or item.token_ids:
+        delta = _said(item.reasoning, item.text, [_call_piece(piece) for piece in item.tool_calls])
+        if delta or item.token_ids:
             logprobs = self._logprobs(item.logprobs)
-            pieces.append(self._piece(index, {"content": item.text}, logprobs) | self._ids(item))
+            pieces.append(self._piece(index, delta or {"content": ""}, logprobs) | self._ids(item))
         if item.finish_reason is not None:
             pieces.append(self._piece(index, {}) | self._ending(item))
         return pieces
@@ -141,12 +142,27 @@ class ChatFormat(Format):
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        calls = [call.to_dict() for call in choice.tool_calls]
+        content = None if calls and not choice.text else choice.text
+        message = {"role": "assistant", "content": content, "refusal": None} | _said(choice.reasoning, "", calls)
         body = {"index": index, "message": message, "logprobs": self._logprobs(choice.logprobs)}
         return body | self._ending(choice) | self._ids(choice)
 
     def _logprobs(self, entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
         return None if entries is None else {"content": [self._with_top(entry) for entry in entries], "refusal": None}
+
+
+def _said(reasoning: str, text: str, tool_calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """What there is of these."""
+    said = {"reasoning_content": reasoning, "content": text, "tool_calls": tool_calls}
+    return {name: value for name, value in said.items() if value}
+
+
+def _call_piece(piece: ToolCallDelta) -> dict[str, Any]:
+    function: dict[str, Any] = {"arguments": piece.arguments}
+    if piece.name is None:
+        return {"index": piece.index, "function": function}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": {"name": piece.name} | function}
 
 
 def totals(outputs: Sequence[GenerationOutput]) -> tuple[Usage, Timings]:
@@ -156,6 +172,7 @@ def totals(outputs: Sequence[GenerationOutput]) -> tuple[Usage, Timings]:
         usage.prompt_tokens += output.usage.prompt_tokens
         usage.completion_tokens += output.usage.completion_tokens
         usage.cached_tokens += output.usage.cached_tokens
+        usage.reasoning_tokens += output.usage.reasoning_tokens
     timings.scheduled = _known(min, [output.timings.scheduled for output in outputs])
     timings.first_token = _known(min, [output.timings.first_token for output in outputs])
     timings.finished = _known(max, [output.timings.finished for output in outputs])
@@ -172,6 +189,7 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 

@@ -3,8 +3,7 @@
 Fields that would change the answer and cannot be honoured are refused.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,8 +25,6 @@ class StreamOptions(BaseModel):
 
 class GenerateRequest(RequestModel):
     """What chat and completion requests share. null counts as not given."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # field -> the values that ask for nothing
 
     model: str | None = None
     stream: bool | None = None
@@ -66,9 +63,6 @@ class GenerateRequest(RequestModel):
 
     def sampling_params(self) -> SamplingParams:
         """Raises RequestError naming the field, or ApiError for one that cannot be honoured."""
-        for name, neutral in self.unsupported.items():
-            if getattr(self, name) not in neutral:
-                raise ApiError(400, f"{name} is not supported yet: leave it out", "unsupported_parameter", param=name)
         given = {name: value for name, value in self._values().items() if value is not None}
         try:
             return SamplingParams(**given)
@@ -78,28 +72,75 @@ class GenerateRequest(RequestModel):
     def _values(self) -> dict[str, Any]:
         """Fields of SamplingParams; None for not given."""
         values = {name: getattr(self, name) for name in _PASSED_ON}
-        return values | {"logprobs": self._logprobs(), "max_tokens": self._max_tokens()}
+        values |= {"logprobs": self._logprobs(), "max_tokens": self._max_tokens()}
+        return values | {"structured_outputs": self._structured_outputs()}
+
+    def _structured_outputs(self) -> dict[str, Any] | None:
+        """What either of the two fields asks for, as fields of StructuredOutputs."""
+        if not self.response_format:
+            return self.structured_outputs or None
+        if self.structured_outputs:
+            raise ApiError(
+                400,
+                "response_format and structured_outputs say the same: give one of them",
+                "invalid_value",
+                param="response_format",
+            )
+        match self.response_format:
+            case {"type": "text"}:
+                return None
+            case {"type": "json_object"}:
+                return {"json_object": True}
+            case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+                return {"json": schema}
+        raise ApiError(
+            400,
+            'response_format must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", '
+            '"json_schema": {"name": ..., "schema": {...}}}',
+            "invalid_value",
+            param="response_format",
+        )
 
 
 _PASSED_ON = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"),
     *("seed", "logit_bias", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "prompt_logprobs", "priority"),
 )
-FREE_TEXT: dict[str, tuple[Any, ...]] = {"response_format": (None, {"type": "text"}), "structured_outputs": (None, {})}
 
 
 class ChatRequest(GenerateRequest):
     """POST /v1/chat/completions."""
-
-    unsupported: ClassVar = {**FREE_TEXT, "tools": (None, []), "functions": (None, []), "modalities": (None, ["text"])}
 
     messages: list[dict[str, Any]] = Field(max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
     functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
     modalities: list[str] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Fields of ChatOptions. Raises ApiError for fields that are not served."""
+        for name, instead in _OLDER.items():
+            if getattr(self, name):
+                raise ApiError(400, f"{name} is not served: {instead}", "unsupported_parameter", param=name)
+        if self.modalities not in (None, [], ["text"]):
+            raise ApiError(
+                400, "modalities must be ['text']: only text is given", "unsupported_parameter", param="modalities"
+            )
+        given = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+        template = dict(self.chat_template_kwargs or {})
+        if "enable_thinking" in template:
+            given.setdefault("enable_thinking", template.pop("enable_thinking"))
+        return given | {"template_kwargs": template}
 
     def _max_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -108,3 +149,10 @@ class ChatRequest(GenerateRequest):
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+_OPTIONS = (
+    *("tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "enable_thinking", "include_reasoning"),
+    "documents",
+)
+_OLDER = {"functions": "give tools instead", "function_call": "give tool_choice instead"}

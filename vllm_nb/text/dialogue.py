@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from vllm_nb.chat_options import ChatOptions
 from vllm_nb.messages import ChatMessage
+from vllm_nb.sampling import StructuredOutputs
 from vllm_nb.text.chat_template import ChatTemplate
+from vllm_nb.text.grammar import chat_grammar
 from vllm_nb.text.parsing.choose import choose_family
 from vllm_nb.text.parsing.families.hermes import HERMES
 from vllm_nb.text.parsing.family import Family
@@ -27,20 +29,45 @@ class Dialogue:
         """The prompt. Raises RequestError."""
         return self._template.render([*messages], **options.template_variables())
 
-    def parsers(self, prompt: Sequence[int], options: ChatOptions, count: int) -> list[OutputParser] | None:
+    def parsers(
+        self, prompt: Sequence[int], options: ChatOptions, wanted: StructuredOutputs | None, count: int
+    ) -> list[OutputParser] | None:
         """For the answers to a prompt; None where the output is the answer as it stands."""
-        family, tools = self.family_for(options), options.usable_tools
+        family, tools = self._family_for(options, wanted), options.usable_tools
         if not tools and family.think is None and "reasoning" not in family.states:
             return None
         schemas = {tool.name: tool.parameters for tool in tools}
         state = "reasoning" if self.is_reasoning(prompt) else None
         return [OutputParser(family, self._tokenizer, schemas, state) for _ in range(count)]
 
-    def family_for(self, options: ChatOptions) -> Family:
-        """The model's own, but where calls are forced and it does not write their arguments as JSON, hermes."""
-        if options.must_call and self.family.forced is None:
+    def grammar(self, prompt: Sequence[int], options: ChatOptions, wanted: StructuredOutputs | None) -> str | None:
+        """What the answer to a prompt has to follow: calls where they are demanded, else what is wanted, or calls."""
+        if wanted is None and not options.must_call:
+            return None
+        family, tools = self._family_for(options, wanted), options.usable_tools
+        return chat_grammar(
+            None if options.must_call else wanted,
+            family.forced if tools else None,
+            tools,
+            family=family,
+            added_ids=self._tokenizer.added_ids,
+            reasoning=self.is_reasoning(prompt),
+            several=options.parallel_tool_calls and options.named_tool is None,
+        )
+
+    def _family_for(self, options: ChatOptions, wanted: StructuredOutputs | None) -> Family:
+        """The model's own; but where a grammar holds calls and it does not write their arguments as JSON, hermes."""
+        constrained = options.must_call or (wanted is not None and options.usable_tools)
+        if constrained and self.family.forced is None:
             return replace(HERMES, think=self.family.think)
         return self.family
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens with a meaning in the output, whatever the vocabulary's files say of them."""
+        ids = self._tokenizer.added_ids
+        marks = {*self.family.terminals, *(self.family.think or ())}
+        return frozenset(ids[mark] for mark in marks if mark in ids)
 
     def is_reasoning(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt ends where the model is to think, as some templates open the reasoning themselves."""

@@ -82,7 +82,8 @@ class Family:
     """states: those the output goes through, from `start`; "content" must be one. think: the marks around reasoning,
     where the states know none. controls: tokens with a meaning inside a state, besides the terminals. known_names:
     whether only the names of given tools make a call, since anything might be one. forced: how to write a call, None
-    for families whose arguments are not JSON."""
+    for families whose arguments are not JSON. preface: the marks around reasoning where it is not `think`; answer: what
+    comes before the answer."""
 
     name: str
     states: Mapping[str, State]
@@ -91,6 +92,8 @@ class Family:
     controls: tuple[str, ...] = ()
     known_names: bool = False
     forced: CallSyntax | None = None
+    preface: tuple[str, str] | None = None
+    answer: str = ""
     new_id: Callable[[], str] | None = None
 
     @property

@@ -89,6 +89,8 @@ class OutputParser:
     def finish(self, *, cut: bool) -> Parsed:
         """No more tokens come. cut: by the length limit or an abort, so that a call begun stays as it is; else one that
         is not complete is malformed."""
+        if cut and self._fresh and self._state.sink is Sink.BLANK:
+            self._buffer = ""  # half a mark behind a call
         self._scan(self._detokenizer.flush(), last=True)
         if cut and self._builder.is_open:
             self._builder.cut()

@@ -102,4 +102,5 @@ GEMMA = Family(
         "closing": State(Sink.BLANK, {**_ENDS, **_BEGINS}, otherwise="content"),
     },
     controls=_QUOTES,
+    preface=("<|channel>", "<channel|>"),
 )

@@ -38,8 +38,11 @@ HARMONY = Family(
     },
     start="header",
     controls=("<|channel|>", "<|constrain|>"),
+    preface=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+    answer="<|channel|>final<|message|>",
+    # Without the <|call|> that ends it, which ends the output, too: when the arguments are complete, so is the answer.
     forced=CallSyntax(
-        open="<|channel|>commentary to=functions.", middle=" <|constrain|>json<|message|>", close="<|call|>",
-        between="<|start|>assistant",
+        open="<|channel|>commentary to=functions.", middle=" <|constrain|>json<|message|>", close="", between="",
+        several=False,
     ),
 )  # fmt: skip
