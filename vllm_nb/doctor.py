@@ -69,7 +69,11 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        yield Finding("GPU", f"{torch.cuda.get_device_name()}; by plain PyTorch, there are no Triton kernels yet")
+        from vllm_nb.engine.placement import obstacle_to_triton
+
+        yield Finding("GPU", torch.cuda.get_device_name())
+        obstacle = obstacle_to_triton(torch.device("cuda"))
+        yield Finding("GPU kernels", "plain PyTorch" if obstacle else "Triton", obstacle or None)
     elif torch.version.cuda:
         yield Finding("GPU", "PyTorch is built for CUDA and sees no GPU", "check the driver with nvidia-smi")
     else:

@@ -7,6 +7,9 @@ from typing import Any
 
 from vllm_nb.config import BACKENDS, DTYPES
 
+GPU_PARTS = ("kernels", "steps", "throughput")
+GPU_SHAPES = ("qwen3-8b", "qwen3-0.6b", "tiny")
+
 EXAMPLES = """examples:
   vllm-nb bench quick smollm2 --json
   vllm-nb bench latency smollm2 --phases --batch 1 16
@@ -29,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_serve(benches.add_parser("serve", help="load on any server with OpenAI's routes: what its clients see"))
     _add_overhead(benches.add_parser("overhead", help="what HTTP and streaming cost, beside the engine alone"))
     _add_kernels(benches.add_parser("kernels", help="a step on the CPU: time by kernel, and what the machine allows"))
+    _add_gpu(benches.add_parser("gpu", help="a GPU's kernels, steps and throughput, beside floors and PyTorch"))
     _add_compile(benches.add_parser("compile", help="the Triton kernels, compiled for GPUs that need not be there"))
 
 
@@ -113,6 +117,29 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_kernels)
 
 
+def _add_gpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", nargs="+", choices=GPU_PARTS, default=list(GPU_PARTS))
+    parser.add_argument("--shapes", choices=GPU_SHAPES, default="qwen3-8b", help="of kernels and steps")
+    parser.add_argument("--throughput-shapes", choices=GPU_SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--requests", type=_count, default=256, metavar="N", help="of the throughput (default 256)")
+    parser.add_argument(
+        "--sizes",
+        type=_size,
+        nargs="+",
+        default=[(seqs, context) for seqs in (1, 4, 16, 64) for context in (1024, 4096, 8192, 32768)],
+        metavar="SEQSxCONTEXT",
+        help="of decode attention (default 1x1024 to 64x32768)",
+    )
+    parser.add_argument("--plot", metavar="FILE", help="draw the kernels' fractions of their floors")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.set_defaults(handler=_gpu)
+
+
+def _size(text: str) -> tuple[int, int]:
+    seqs, _, context = text.partition("x")
+    return _count(seqs), _count(context)
+
+
 def _add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument(
@@ -182,6 +209,12 @@ def _overhead(args: argparse.Namespace) -> int:
 
 def _kernels(args: argparse.Namespace) -> int:
     from vllm_nb.bench.kernels import run
+
+    return run(args)
+
+
+def _gpu(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.gpu import run
 
     return run(args)
 

@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 
-import psutil
 import torch
 
 from vllm_nb.config import EngineConfig
@@ -103,6 +102,8 @@ def _blocks_that_fit(
         torch.cuda.empty_cache()  # what loading has left over counts as free
         free, wanted = torch.cuda.mem_get_info(placement.device)[0] - activation_bytes, None
     else:
+        import psutil  # a GPU machine need not have it
+
         free, wanted = psutil.virtual_memory().available, max(DEFAULT_KV_TOKENS, 2 * max_len)
     fitting = int(free * kv_fraction) // block_bytes
     if fitting < 1:

@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 
 from vllm_nb.kernels.quant import BLOCK_SIZES, QuantTensor, RawTensor
@@ -122,6 +121,8 @@ def measure_memory(runner: "Runner", plan: MemoryPlan, device: torch.device) -> 
         sum(cache.nbytes for cache in runner.kv),
         graph.activation_bytes + tables if known else plan.use.activations,
     )
+    import psutil
+
     now = read_device(device)
     return {
         "device": asdict(replace(now, runtime=plan.device.runtime)),
@@ -133,6 +134,8 @@ def measure_memory(runner: "Runner", plan: MemoryPlan, device: torch.device) -> 
 
 def read_device(device: torch.device) -> Device:
     """As it is at this moment."""
+    import psutil  # a GPU machine need not have it to run the engine
+
     resident = psutil.Process().memory_info().rss
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

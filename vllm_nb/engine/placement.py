@@ -49,7 +49,7 @@ def _backend(config: EngineConfig, device: torch.device) -> str:
     if name == "cpu" and device.type != "cpu":
         raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
     if name == "triton":
-        obstacle = _obstacle_to_triton(device, config.dtype)
+        obstacle = obstacle_to_triton(device, config.dtype)
         if obstacle:
             raise ModelLoadError(f"backend 'triton' cannot be used: {obstacle}, or leave the backend on auto")
     if name != "auto":
@@ -57,14 +57,14 @@ def _backend(config: EngineConfig, device: torch.device) -> str:
     if device.type == "cpu" and config.dtype in ("auto", "float32", "bfloat16"):
         return "cpu"
     if device.type == "cuda":
-        obstacle = _obstacle_to_triton(device, config.dtype)
+        obstacle = obstacle_to_triton(device, config.dtype)
         if not obstacle:
             return "triton"
         log.warning("running on plain PyTorch kernels, which are slow: %s", obstacle)
     return "reference"
 
 
-def _obstacle_to_triton(device: torch.device, dtype: str) -> str:
+def obstacle_to_triton(device: torch.device, dtype: str = "auto") -> str:
     """What keeps Triton's kernels from running here, and what to do; empty: nothing."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; install it with pip install 'vllm-nb[gpu]'"

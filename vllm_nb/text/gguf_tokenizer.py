@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from vllm_nb.errors import ModelLoadError
@@ -31,6 +30,8 @@ class GgufVocabulary:
     """
 
     def __init__(self, metadata: Mapping[str, Any], cache_dir: Path | None = None):
+        import platformdirs  # a GPU machine with safetensors need not have it
+
         self._metadata = metadata
         self._cache_dir = cache_dir or Path(platformdirs.user_cache_dir("vllm_nb")) / "tokenizers"
         self.kind = metadata.get(_PREFIX + "model")

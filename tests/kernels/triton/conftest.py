@@ -4,11 +4,22 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from triton import knobs
 
 from vllm_nb.engine.batch import Batch
 from vllm_nb.kernels import triton as kernels
 
-CPU = torch.device("cpu")
+# Without a GPU the kernels are interpreted on the CPU (tests/conftest.py).
+DEVICE = torch.device("cpu" if knobs.runtime.interpret else "cuda")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _default_device():
+    """Tensors are made where the kernels run."""
+    before = torch.get_default_device()
+    torch.set_default_device(DEVICE)
+    yield
+    torch.set_default_device(before)
 
 
 def int32(values) -> torch.Tensor:
@@ -33,11 +44,11 @@ def make_context():
         query_lens, seq_lens, *, kv_heads=1, head_dim=16, value_dim=None, block_size=16, dtype=torch.float32, seed=0,
         kv_dtype=None,
     ) -> Context:  # fmt: skip
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(DEVICE).manual_seed(seed)
         value_dim = value_dim or head_dim
         counts = [-(-n // block_size) for n in seq_lens]
         num_blocks = sum(counts) + 1
-        kv = kernels.allocate_kv(num_blocks, block_size, kv_heads, head_dim, kv_dtype or dtype, CPU, value_dim)
+        kv = kernels.allocate_kv(num_blocks, block_size, kv_heads, head_dim, kv_dtype or dtype, DEVICE, value_dim)
         for memory in (kv.keys, kv.values):
             memory.fill_(torch.nan)
         shuffled = torch.randperm(num_blocks, generator=generator).tolist()

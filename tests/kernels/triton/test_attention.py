@@ -4,12 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from triton import knobs
 
 from vllm_nb.kernels import reference
 from vllm_nb.kernels import triton as kernels
 
-CPU = torch.device("cpu")
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3}
+DEVICE = torch.device("cpu" if knobs.runtime.interpret else "cuda")
+# The interpreter computes bfloat16 wrongly (triton issue 4972), so that type is for a GPU.
+DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE.type == "cuda")
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def dense(context, q, *, scale, window=None, softcap=None, sinks=None, ends=None):
@@ -49,7 +52,7 @@ def test_any_mixture_equals_dense_attention(make_context, data):
     lens = st.tuples(st.integers(0, 20), st.integers(0, 40)).filter(lambda pair: sum(pair) > 0)
     sequences = data.draw(st.lists(lens, min_size=1, max_size=3).filter(lambda pairs: sum(q for q, _ in pairs) > 0))
     kv_heads, group = data.draw(st.sampled_from([(1, 1), (2, 3), (1, 7), (2, 4)]))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float16]))
+    dtype = data.draw(st.sampled_from(DTYPES))
     options = {
         "window": data.draw(st.sampled_from([None, 1, 5, 1000])),
         "softcap": data.draw(st.sampled_from([None, 2.0])),
@@ -138,7 +141,7 @@ def test_a_context_longer_than_32_bits_of_bytes_is_addressed(make_context):
     heads=st.sampled_from([(1, 1), (4, 2)]),
     dim=st.sampled_from([(16, 16), (20, 8), (32, 20)]),
     norm=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float16]),
+    dtype=st.sampled_from(DTYPES),
 )
 def test_rope_and_cache_equals_the_reference(tokens, heads, dim, norm, dtype):
     (num_heads, kv_heads), (head_dim, rotary) = heads, dim
@@ -149,8 +152,8 @@ def test_rope_and_cache_equals_the_reference(tokens, heads, dim, norm, dtype):
     weights = {"q_norm": torch.rand(head_dim), "k_norm": torch.rand(head_dim), "eps": 1e-5} if norm else {}
     shape = {"num_heads": num_heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
     positions = torch.randint(0, 64, (tokens,), dtype=torch.int32)
-    ours = kernels.allocate_kv(3, 16, kv_heads, head_dim, dtype, CPU)
-    theirs = reference.allocate_kv(3, 16, kv_heads, head_dim, dtype, CPU)
+    ours = kernels.allocate_kv(3, 16, kv_heads, head_dim, dtype, DEVICE)
+    theirs = reference.allocate_kv(3, 16, kv_heads, head_dim, dtype, DEVICE)
     for memory in (ours.keys, ours.values, theirs.blocks):
         memory.fill_(7)
     q = kernels.rope_and_cache(qkv, positions, slots, cos_sin, ours, **shape, **weights)
@@ -163,4 +166,4 @@ def test_rope_and_cache_equals_the_reference(tokens, heads, dim, norm, dtype):
 
 def test_a_block_size_that_no_tile_fits_is_refused():
     with pytest.raises(ValueError, match="multiple of 16 tokens, not 20"):
-        kernels.allocate_kv(1, 20, 1, 16, torch.float16, CPU)
+        kernels.allocate_kv(1, 20, 1, 16, torch.float16, DEVICE)

@@ -16,7 +16,14 @@ from vllm_nb.engine.batch import Batch
 from vllm_nb.engine.graphs import DecodeGraphs, ladder
 from vllm_nb.engine.warm_up import warm_up_batches, warm_up_sampling
 
-SETTINGS = {"device": "cpu", "dtype": "float32", "max_model_len": 96, "max_num_seqs": 6, "max_num_batched_tokens": 24}
+DEVICE = torch.device("cpu" if knobs.runtime.interpret else "cuda")
+SETTINGS = {
+    "device": DEVICE.type,
+    "dtype": "float32",
+    "max_model_len": 96,
+    "max_num_seqs": 6,
+    "max_num_batched_tokens": 24,
+}
 REFUSAL = "backend 'triton' cannot be used: its kernels need an NVIDIA GPU and the device is 'cpu'"
 
 
@@ -42,6 +49,18 @@ def test_answers_are_those_of_the_reference(engine, tiny_model_path):
             for a, b in zip(ours.logprobs, theirs.logprobs, strict=True):
                 assert abs(a.logprob - b.logprob) < 1e-4
     engine.check_integrity()
+
+
+@contextmanager
+def compiled_on_a_gpu():
+    """What Triton compiles meanwhile."""
+    seen: set[tuple] = set()
+    before = knobs.runtime.jit_post_compile_hook
+    knobs.runtime.jit_post_compile_hook = lambda *, key, repr, **_: seen.add((repr, key)) and False
+    try:
+        yield seen
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
 
 
 @contextmanager
@@ -74,18 +93,20 @@ def launches_seen():
 
 
 def test_serving_compiles_nothing_that_warming_up_has_not(engine):
-    core = engine._loop.call(lambda core: core)
-    runner = core.runner
+    """On a GPU by Triton's own count; interpreted, by what it would make variants for."""
+    runner = engine._loop.call(lambda core: core).runner
+    watch = compiled_on_a_gpu if DEVICE.type == "cuda" else launches_seen
     with launches_seen() as warm:
-        for batch in warm_up_batches(runner.capacity):
-            logits, _ = runner.model.forward(batch, runner.kv)
-            warm_up_sampling(runner.kernels, logits[:1])
-    with launches_seen() as served:
+        if DEVICE.type == "cpu":  # a GPU's engine has warmed up while it was built
+            for batch in warm_up_batches(runner.capacity):
+                logits, _ = runner.model.forward(batch, runner.kv)
+                warm_up_sampling(runner.kernels, logits[:1])
+    with watch() as served:
         for temperature in (0.0, 0.9):
             params = SamplingParams(temperature=temperature, top_k=5, max_tokens=3, logprobs=1, ignore_eos=True)
             engine.generate(params, prompts(5))
-    assert len(served) > 5
     assert served - warm == set()
+    assert served or DEVICE.type == "cuda"
 
 
 @pytest.mark.parametrize("largest", [1, 3, 8, 64, 100, 256])
@@ -107,27 +128,27 @@ def test_a_padded_decode_step_gives_what_the_step_itself_gives(engine):
         max_num_seqs=6,
         max_blocks=runner.rows.block_tables.shape[1],
         max_model_len=96,
-        device=torch.device("cpu"),
+        device=DEVICE,
         capture=lambda work: work,
     )
     for rows in (1, 3, 5, 6):
         batch = decode_batch(rows)
         assert graphs.fits(batch)
         logits, hidden = graphs.replay(batch)
-        expected, expected_hidden = runner.model.forward(batch, runner.kv)
+        expected, expected_hidden = runner.model.forward(batch.to(DEVICE), runner.kv)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(hidden, expected_hidden, atol=1e-5, rtol=1e-5)
 
 
 def decode_batch(rows: int):
     """Sequences of different lengths in the blocks that earlier requests have written."""
-    lengths = torch.tensor([3 + 2 * i for i in range(rows)], dtype=torch.int32)
-    order = torch.arange(rows, dtype=torch.int32)
+    lengths = torch.tensor([3 + 2 * i for i in range(rows)], dtype=torch.int32, device="cpu")
+    order = torch.arange(rows, dtype=torch.int32, device="cpu")
     return Batch(
         token_ids=order + 5,
         positions=lengths - 1,
         slot_mapping=order * 16 + lengths - 1,
-        query_start_loc=torch.arange(rows + 1, dtype=torch.int32),
+        query_start_loc=torch.arange(rows + 1, dtype=torch.int32, device="cpu"),
         seq_lens=lengths,
         block_tables=order[:, None].repeat(1, 2),
         logits_indices=order,
@@ -140,7 +161,7 @@ def decode_batch(rows: int):
 
 
 def test_a_device_without_a_gpu_is_a_clear_error(tiny_model_path, monkeypatch):
-    monkeypatch.setattr(knobs.runtime, "interpret", False)
+    monkeypatch.setattr(knobs.runtime, "interpret", False)  # as it is outside of tests
     with pytest.raises(ModelLoadError, match=REFUSAL):
         Engine(tiny_model_path, EngineConfig(backend="triton", device="cpu"))
 

@@ -30,7 +30,7 @@ def arguments(rows, data):
 def test_tokens_are_those_of_a_sort(data):
     """Draws at the edge of a token's share may differ by rounding: then the next kept token is taken."""
     rows = data.draw(st.integers(1, 3))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(data.draw(st.integers(0, 10**6)))
     logits = torch.randn(rows, VOCAB, generator=generator) * data.draw(st.sampled_from([0.1, 3.0, 20.0]))
     if data.draw(st.booleans(), "equals"):
         logits = logits.round()
@@ -62,7 +62,7 @@ def test_a_broken_row_gives_minus_one(bad, temperature):
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000), num_top=st.integers(0, 6), equals=st.booleans())
 def test_logprobs(seed, num_top, equals):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     logits = torch.randn(2, VOCAB, generator=generator) * 4
     if equals:
         logits = logits.round()
@@ -79,7 +79,7 @@ def test_penalties_equal_the_sampler_s_arithmetic():
     tokens = rng.integers(0, VOCAB, (4, 1600)).astype(np.int32)
     repetition, frequency, presence = [1.3, 0.7, 1.0, 1.0], [0.4, 0.0, -0.5, 0.0], [0.0, 0.6, 0.2, 0.0]
     logits = torch.randn(4, VOCAB)
-    expected = logits.double().numpy()
+    expected = logits.double().cpu().numpy()
     for row in range(4):
         seen = np.unique(tokens[row, : lengths[row]])
         values = expected[row, seen]
@@ -88,16 +88,16 @@ def test_penalties_equal_the_sampler_s_arithmetic():
         expected[row, used] -= counts * frequency[row] + presence[row]
     kernels.penalize(
         logits,
-        torch.from_numpy(tokens),
-        torch.from_numpy(prompt_lens).int(),
-        torch.from_numpy(lengths).int(),
+        torch.tensor(tokens),
+        torch.tensor(prompt_lens).int(),
+        torch.tensor(lengths).int(),
         *map(torch.tensor, (repetition, frequency, presence)),
     )
-    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(logits.cpu().numpy(), expected, atol=1e-5)
 
 
 def test_random_numbers_are_those_of_the_sampler():
     seeds = np.random.default_rng(1).integers(0, 2**64, 200, dtype=np.uint64)
     positions = np.arange(200, dtype=np.uint64) * 977
-    ours = kernels.uniforms(torch.from_numpy(seeds.view(np.int64)), torch.from_numpy(positions.view(np.int64)))
-    np.testing.assert_array_equal(ours.numpy(), sampler.uniforms(seeds, positions))
+    ours = kernels.uniforms(torch.tensor(seeds.view(np.int64)), torch.tensor(positions.view(np.int64)))
+    np.testing.assert_array_equal(ours.cpu().numpy(), sampler.uniforms(seeds, positions))
