@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "catalogue": {"weights"},
     "notebook": {"client", "catalogue", "inspection"},
     "bench": {"api", "engine", "client", "models", "weights", "text", "kernels"},
-    "doctor": {"client", "weights", "kernels"},
+    "doctor": {"client", "engine", "weights", "kernels"},
     "cli": {"api", "server", "client", "bench", "weights"},
 }
 
