@@ -54,6 +54,7 @@ test-gpu: ## the kernels' tests on an NVIDIA GPU, compiled instead of interprete
 
 bench-gpu: ## kernels, decode steps and throughput on an NVIDIA GPU, beside their floors and PyTorch
 	@$(GPU_RUN) -m vllm_nb.cli bench gpu
+	@PYTHONPATH=build/gpu $(PYTHON) -P scripts/bench_transformers.py
 
 clean: ## remove all that make put here, .venv included
 	rm -rf .venv build dist vllm_nb.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Whole decode steps beside their floor, and many requests at once beside transformers on the same GPU."""
+"""Whole decode steps beside their floor, and many requests at once."""
 
 import time
 from collections.abc import Iterator
@@ -37,26 +37,27 @@ def steps(shapes: str, device: torch.device, timer: Timer, bytes_per_second: flo
 
 
 def throughput(shapes: str, device: torch.device, requests: int) -> Iterator[dict[str, Any]]:
-    """The engine's step loop, then transformers' continuous batching: the same lengths, greedily, all at once."""
-    rng = np.random.default_rng(0)
-    low, high = (100, 1024) if device.type == "cuda" else (2, 4)
-    lengths = rng.integers(low, high + 1, (requests, 2))
-    vocab = SHAPES[shapes].vocab_size
-    prompts = [rng.integers(0, vocab, n, dtype=np.int32) for n in lengths[:, 0]]
+    """The engine's step loop, greedily, all requests at once."""
+    prompts, outputs = workload(shapes, requests, (100, 1024) if device.type == "cuda" else (2, 4))
     core = _core(shapes, device, max_num_seqs=min(256, requests))
-    for prompt, outputs in ((prompts[0], 2), *zip(prompts, lengths[:, 1], strict=True)):
-        core.scheduler.add(_sequence(prompt, int(outputs)))
+    for prompt, count in ((prompts[0], 2), *zip(prompts, outputs, strict=True)):
+        core.scheduler.add(_sequence(prompt, int(count)))
     core.step()
     start, tokens = time.perf_counter(), 0
     while core.scheduler.has_work:
         tokens += len(core.step())
-    yield _rate("vllm_nb", tokens, time.perf_counter() - start)
-    del core
-    if device.type == "cuda":
-        yield _transformers(shapes, device, prompts, lengths[:, 1])
+    yield rate("vllm_nb", tokens, time.perf_counter() - start)
 
 
-def _rate(engine: str, tokens: int, seconds: float) -> dict[str, Any]:
+def workload(shapes: str, requests: int, between: tuple[int, int]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Prompts and output lengths, both uniform `between`; always the same (also for transformers)."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(between[0], between[1] + 1, (requests, 2))
+    prompts = [rng.integers(0, SHAPES[shapes].vocab_size, n, dtype=np.int32) for n in lengths[:, 0]]
+    return prompts, lengths[:, 1]
+
+
+def rate(engine: str, tokens: int, seconds: float) -> dict[str, Any]:
     return {
         "engine": engine,
         "tokens": tokens,
@@ -90,27 +91,3 @@ def _sequence(prompt: np.ndarray, outputs: int) -> Sequence:
         stop_ids=frozenset(),
         arrived=time.monotonic(),
     )
-
-
-def _transformers(shapes: str, device: torch.device, prompts: list[np.ndarray], outputs: np.ndarray) -> dict[str, Any]:
-    """Its generate_batch, with random weights of the same shapes; every request runs to the mean length."""
-    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
-
-    c = SHAPES[shapes]
-    config = Qwen3Config(
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_layers,
-        num_attention_heads=c.num_heads,
-        num_key_value_heads=c.num_kv_heads,
-        head_dim=c.head_dim,
-        max_position_embeddings=c.max_position,
-        tie_word_embeddings=c.tie_word_embeddings,
-    )
-    model = Qwen3ForCausalLM(config).to(device, torch.bfloat16).eval()
-    mean = int(outputs.mean())
-    settings = GenerationConfig(max_new_tokens=mean, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    start = time.perf_counter()
-    model.generate_batch(inputs=[prompt.tolist() for prompt in prompts], generation_config=settings)
-    return _rate("transformers", mean * len(prompts), time.perf_counter() - start)
