@@ -7,7 +7,7 @@ from vllm_nb.chat_options import ChatOptions
 from vllm_nb.messages import ChatMessage
 from vllm_nb.sampling import StructuredOutputs
 from vllm_nb.text.chat_template import ChatTemplate
-from vllm_nb.text.grammar import chat_grammar
+from vllm_nb.text.grammar import chat_grammar, marks_calls
 from vllm_nb.text.parsing.choose import choose_family
 from vllm_nb.text.parsing.families.hermes import HERMES
 from vllm_nb.text.parsing.family import Family
@@ -41,18 +41,24 @@ class Dialogue:
         return [OutputParser(family, self._tokenizer, schemas, state) for _ in range(count)]
 
     def grammar(self, prompt: Sequence[int], options: ChatOptions, wanted: StructuredOutputs | None) -> str | None:
-        """What the answer to a prompt has to follow: calls where they are demanded, else what is wanted, or calls."""
-        if wanted is None and not options.must_call:
-            return None
+        """What the answer to a prompt has to follow: calls where they are demanded, else what is wanted, or calls; and
+        for nothing but strict tools, calls that fit. (Those a model writes without marks cannot be told in time.)"""
         family, tools = self._family_for(options, wanted), options.usable_tools
+        calls, ids = family.forced if tools else None, self._tokenizer.added_ids
+        demanded = wanted is not None or options.must_call
+        if not demanded:
+            strict = any(tool.strict for tool in tools) and family.start == "content"
+            if not strict or calls is None or not marks_calls(calls, ids):
+                return None
         return chat_grammar(
             None if options.must_call else wanted,
-            family.forced if tools else None,
+            calls,
             tools,
             family=family,
-            added_ids=self._tokenizer.added_ids,
+            added_ids=ids,
             reasoning=self.is_reasoning(prompt),
             several=options.parallel_tool_calls and options.named_tool is None,
+            free=not demanded,
         )
 
     def _family_for(self, options: ChatOptions, wanted: StructuredOutputs | None) -> Family:

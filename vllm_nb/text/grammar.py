@@ -35,26 +35,38 @@ def chat_grammar(
     added_ids: Mapping[str, int],
     reasoning: bool,
     several: bool,
+    free: bool = False,
 ) -> str:
     """Of a chat's answer: as `wanted`, or calls of `tools` where there is a syntax for them.
 
     family: how the model marks its reasoning. added_ids: the vocabulary's added tokens. reasoning: the prompt ends
-    within the reasoning. several: whether there may be more than one call.
+    within the reasoning. several: whether there may be more than one call. free: text as the model likes, with calls in
+    it, of which only those of strict tools are held to their schemas.
     """
     parts: list[dict[str, Any]] = []
     rules, kinds = "", []
     if calls is not None:
         rules += _calls_rule(calls, tools, added_ids, several)
         kinds.append("calls")
-        parts += [_schema_part(f"tool{i}", tool.parameters) for i, tool in enumerate(tools)]
+        loose = {"type": "object"}
+        parts += [
+            _schema_part(f"tool{i}", loose if free and not t.strict else t.parameters) for i, t in enumerate(tools)
+        ]
     if wanted is not None:
         rules += f"answer: {_literal(family.answer, added_ids)} @wanted\n"
         kinds.append("answer")
         parts.append(_part("wanted", wanted))
     thought = _thought_rules(family, added_ids, reasoning)
-    start = f"start: {'thought ' if thought else ''}({' | '.join(kinds)})\n"
-    main = {"name": "start", "lark_grammar": _HEAD + start + rules + thought}
-    return json.dumps({"grammars": [main, *parts]})
+    body = "(TEXT calls)* TEXT" if free else f"({' | '.join(kinds)})"
+    main = _HEAD + f"start: {'thought ' if thought else ''}{body}\n" + rules + thought
+    if "TEXT" in main:
+        main += _TEXT
+    return json.dumps({"grammars": [{"name": "start", "lark_grammar": main}, *parts]})
+
+
+def marks_calls(calls: CallSyntax, added_ids: Mapping[str, int]) -> bool:
+    """Whether a call begins with a token of its own, so that calls can be told from text as they begin."""
+    return _first_mark(calls.start + calls.open, added_ids) == 0
 
 
 def _calls_rule(syntax: CallSyntax, tools: Sequence[Tool], added_ids: Mapping[str, int], several: bool) -> str:
@@ -84,7 +96,7 @@ def _thought_rules(family: Family, added_ids: Mapping[str, int], reasoning: bool
         body = "thinking"
         rules = f"thinking[lazy]: TEXT {json.dumps(end)}\n"
     once = f"({opened} {body})" + ("" if reasoning else "?")
-    return f"thought: {once} SPACE\nSPACE: /[ \\n]{{0,4}}/\n{rules}{_TEXT}"
+    return f"thought: {once} SPACE\nSPACE: /[ \\n]{{0,4}}/\n{rules}"
 
 
 def _first_mark(text: str, added_ids: Mapping[str, int]) -> int | None:
