@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from vllm_nb.inspection.recording import replay
     from vllm_nb.messages import ChatMessage, ImagePart, TextPart, ToolCall
+    from vllm_nb.notebook.panels import dashboard, panel
     from vllm_nb.outputs import GenerationOutput, StreamItem, ToolCallDelta
     from vllm_nb.sampling import SamplingParams, StructuredOutputs
     from vllm_nb.weights.hub import ModelRepo
@@ -64,8 +65,10 @@ __all__ = [
     "VllmNbError",
     "__version__",
     "connect",
+    "dashboard",
     "list_engines",
     "load_ipython_extension",
+    "panel",
     "replay",
     "start",
     "stop",
@@ -91,6 +94,7 @@ _HOMES = {
     ),
     "vllm_nb.inspection.recording": ("replay",),
     "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart", "ToolCall"),
+    "vllm_nb.notebook.panels": ("dashboard", "panel"),
     "vllm_nb.outputs": ("GenerationOutput", "StreamItem", "ToolCallDelta"),
     "vllm_nb.sampling": ("SamplingParams", "StructuredOutputs"),
     "vllm_nb.weights.hub": ("ModelRepo",),

@@ -10,6 +10,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -21,6 +22,7 @@ from vllm_nb.config import EngineConfig
 from vllm_nb.embeddings import EmbeddingRequest
 from vllm_nb.engine.build import build_core, predict_memory
 from vllm_nb.engine.loop import Channel, EngineLoop
+from vllm_nb.engine.memory import memory_of
 from vllm_nb.engine.sequence import Pooling
 from vllm_nb.errors import GenerationError
 from vllm_nb.inside import Inside
@@ -113,7 +115,7 @@ class Engine(Inside):
             checkpoint.close()
         self._capacity = core.runner.capacity
         self.counts = core.stats
-        self.info = core.info
+        self.info = core.info = replace(core.info, memory=memory_of(core.runner, self._memory_plan))
         self._maker = RequestMaker(
             self.tokenizer,
             self.dialogue,

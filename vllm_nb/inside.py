@@ -9,7 +9,7 @@ from vllm_nb.engine.bandwidth import read_rate
 from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.loop import EngineLoop
-from vllm_nb.engine.memory import MemoryPlan, measure_memory
+from vllm_nb.engine.memory import MemoryPlan, memory_of
 from vllm_nb.engine.snapshot import Snapshot
 from vllm_nb.engine.stats import snapshot as counts
 from vllm_nb.event_reader import EventReader
@@ -55,8 +55,7 @@ class Inside(Observed):
         """Bytes by what they are for: "predicted" before the model was loaded (engine.memory.MemoryPlan), "measured"
         now."""
         plan = self._memory_plan
-        measured = self._loop.call(lambda core: measure_memory(core.runner, plan, core.runner.device))
-        return {"predicted": plan.to_dict(), "measured": measured}
+        return self._loop.call(lambda core: memory_of(core.runner, plan))
 
     @cached_property
     def read_rate(self) -> float:

@@ -101,9 +101,10 @@ def test_rates_count_every_token_once(watched) -> None:
     half = rates(history, last // 2, seconds=0, bins=10)
     assert half["running"][-1] == plans[last // 2 - 1]["running"]
     assert half["bound"] == [None] * 10
-    empty = rates(history, 0, seconds=0, bins=4)
-    assert empty["decode"] == [0] * 4
-    assert empty["used"] == [None] * 4
+    empty = rates(history, 0, seconds=0, bins=40)
+    assert empty["decode"] == [0] * 10
+    assert empty["used"] == [None] * 10
+    assert len(rates(history, last, seconds=0, bins=40)["decode"]) == max(10, len(plans) // 4)
 
 
 # The Chrome project's "Trace Event Format": what each kind of record must have.

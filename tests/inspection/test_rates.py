@@ -33,11 +33,14 @@ def test_the_bound_is_what_reading_alone_would_take(small_engine: Engine) -> Non
     for event in timeline:
         history.apply(event)
     info = small_engine.info
-    shown = rates(history, history.steps[-1], seconds=0, bins=1, read_rate=2e9)
+    shown = rates(history, history.steps[-1], seconds=0, bins=10, read_rate=2e9)
     kv = info.kv_bytes / info.num_blocks / info.block_size
     prompt = next(iter(history.lanes.values())).prompt_len
     read = sum(info.step_weight_bytes + kv * (prompt + i) for i in range(1, 20))
-    assert shown["bound"][0] == pytest.approx(19 / (read / 2e9), rel=1e-3)
+    width = shown["seconds"] / 10
+    bins = [(rate * width, bound) for rate, bound in zip(shown["decode"], shown["bound"], strict=True) if bound]
+    assert sum(tokens for tokens, _ in bins) == pytest.approx(19, rel=1e-3)
+    assert sum(tokens / bound for tokens, bound in bins) == pytest.approx(read / 2e9, rel=1e-2)
     assert info.weight_bytes - info.step_weight_bytes > 0  # the tiny model's embedding is not its head
 
 

@@ -108,10 +108,11 @@ def plan_memory(checkpoint: Checkpoint, model: ModelConfig, capacity: "Capacity"
     )
 
 
-def measure_memory(runner: "Runner", plan: MemoryPlan, device: torch.device) -> dict[str, Any]:
-    """What the engine holds now, in the plan's terms, and the process as the system sees it ("resident").
+def memory_of(runner: "Runner", plan: MemoryPlan) -> dict[str, Any]:
+    """The plan ("predicted"), and what the engine holds now ("measured"), in the same terms.
 
-    estimated: names of what the backend cannot tell, given as predicted.
+    Of the latter, "resident": the process as the system sees it; "estimated": names of what the backend cannot tell,
+    given as predicted.
     """
     graph = runner.graph
     tables = plan.activation_bytes["context"] * plan.max_model_len
@@ -123,13 +124,13 @@ def measure_memory(runner: "Runner", plan: MemoryPlan, device: torch.device) -> 
     )
     import psutil
 
-    now = read_device(device)
-    return {
-        "device": asdict(replace(now, runtime=plan.device.runtime)),
+    measured = {
+        "device": asdict(replace(read_device(runner.device), runtime=plan.device.runtime)),
         "use": asdict(use),
         "estimated": [] if known else ["activations"],
         "resident": psutil.Process().memory_info().rss,
     }
+    return {"predicted": plan.to_dict(), "measured": measured}
 
 
 def read_device(device: torch.device) -> Device:

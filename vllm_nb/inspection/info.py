@@ -29,6 +29,7 @@ class EngineInfo:
     sliding_window: int | None = None  # tokens that a sliding layer reads, the current one included
     sliding_layers: tuple[bool, ...] | None = None  # per layer; None: all, when there is a window
     read_rate: float | None = None  # bytes a second from memory, once it was measured
+    memory: dict[str, Any] | None = None  # predicted and measured once loaded, as Observed.memory gives it
     wall_clock: float = 0.0  # add to a time of the engine's clock to get seconds since the epoch
 
     @classmethod

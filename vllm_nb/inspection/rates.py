@@ -7,13 +7,15 @@ from typing import Any
 from vllm_nb.inspection.history import History
 from vllm_nb.inspection.info import EngineInfo
 
+STEPS_A_BIN = 4  # on the average, else a rate would jump between a step and none
+LEAST_BINS = 10
 BARS = 12  # of a histogram
 MOST_LATENCIES = 4096  # that a histogram is made of: the newest
 GAUGES = ("running", "waiting", "used")
 
 
 def rates(history: History, step: int, *, seconds: float, bins: int, read_rate: float | None = None) -> dict[str, Any]:
-    """The last `seconds` (0: all there is) up to the end of a step, in equal bins.
+    """The last `seconds` (0: all there is) up to the end of a step, in equal bins: `bins`, or fewer for few steps.
 
     "prefill", "decode": tokens a second in each bin; "running", "waiting", "used" (share of the KV blocks): at its end,
     None before anything was known; "bound": tokens a second that the decoding steps of the bin could have made if they
@@ -25,6 +27,7 @@ def rates(history: History, step: int, *, seconds: float, bins: int, read_rate: 
     end = times[last - 1] if last else 0.0
     begin = times[0] - took[0] if last else 0.0
     length = max(min(seconds, end - begin) if seconds else end - begin, 1e-3)
+    bins = max(LEAST_BINS, min(bins, len(_within(history, last, end - length)) // STEPS_A_BIN))
     result = _binned(history, last, end - length, length / bins, bins)
     result |= _bounds(history, last, end - length, length / bins, bins, read_rate)
     return result | {"seconds": length, "steps": last, "latencies": latencies(history, step)}

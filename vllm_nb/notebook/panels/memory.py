@@ -1,9 +1,21 @@
 """Memory: weights, KV cache, activations and what is left; predicted before the load, measured after, and what if."""
 
 import math
+import threading
+import time
+from contextlib import suppress
 from typing import Any
 
+import traitlets
+
+from vllm_nb.client.plan import plan_memory
+from vllm_nb.errors import VllmNbError
+from vllm_nb.inspection.follow import LiveTimeline
+from vllm_nb.inspection.view import EngineView
 from vllm_nb.notebook.panels.charts import size
+from vllm_nb.notebook.panels.panel import Panel
+from vllm_nb.notebook.panels.picture import Picture
+from vllm_nb.notebook.panels.player import Player
 from vllm_nb.notebook.panels.svg import Svg, table
 
 PARTS = {  # in the order of the bar
@@ -18,6 +30,64 @@ TITLES = {part: title for part, (title, _) in PARTS.items()} | {"left": "left"}
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 MOST_SEQUENCES = 256
 _WIDTH = 760.0
+_FRESH = 5.0  # seconds for which a measurement is shown before the next is asked for
+
+
+class MemoryPicture(Picture):
+    """What a model would take, before it is loaded. settings: of the what-if, see `settings_of`."""
+
+    title = "Memory"
+    module = "memory.js"
+    styles = ("memory.css",)
+
+    settings = traitlets.Dict().tag(sync=True, setting=True)
+
+    @classmethod
+    def of_model(cls, model: str, config: dict[str, Any], settings: dict[str, Any]) -> "MemoryPicture":
+        """config: fields of EngineConfig; settings: of the what-if. Raises ModelLoadError, ValueError."""
+        plan = plan_memory(model, **config)
+        picture = cls()
+        picture.settings = settings_of(plan) | settings
+        picture.state = {"plan": plan, "measured": None, "used": None}
+        return picture
+
+    def draw(self, state: dict[str, Any]) -> Svg:
+        return draw(state, self.settings)
+
+    def numbers(self, state: dict[str, Any]) -> str:
+        return numbers(state, self.settings)
+
+
+class MemoryPanel(Panel, MemoryPicture):
+    """The same for an engine that runs: predicted and measured, and how much of its KV cache is in use."""
+
+    def __init__(self, player: Player):
+        self._known = player.timeline.info.memory
+        self._asked = time.monotonic()
+        self._asking = False
+        super().__init__(player)
+        if self._known is not None:
+            self.settings = settings_of(self._known["predicted"])
+
+    def look(self, view: EngineView) -> dict[str, Any]:
+        self._ask()
+        known = self._known or {"predicted": None, "measured": None}
+        used = view.num_used / view.info.num_blocks
+        error = "" if self._known else "This recording does not say what memory its engine took."
+        return {"plan": known["predicted"], "measured": known["measured"], "used": round(used, 4), "error": error}
+
+    def _ask(self) -> None:
+        """Have the engine measure again, now and then; what it says is shown when it comes."""
+        timeline = self.timeline
+        if isinstance(timeline, LiveTimeline) and not self._asking and time.monotonic() - self._asked > _FRESH:
+            self._asking = True
+            threading.Thread(target=self._measure, args=(timeline,), daemon=True).start()
+
+    def _measure(self, timeline: LiveTimeline) -> None:
+        with suppress(VllmNbError):  # the bar says that the engine is gone
+            self._known = timeline.source.memory()
+            self.player.refresh(self)
+        self._asked, self._asking = time.monotonic(), False
 
 
 def settings_of(plan: dict[str, Any]) -> dict[str, Any]:
@@ -63,18 +133,22 @@ def bar(device: dict[str, Any], use: dict[str, int]) -> dict[str, int]:
     return parts | {"left": device["total"] - sum(parts.values())}
 
 
-def bars(state: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+def bars(state: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     """Name and parts of each bar that is shown."""
     plan, measured = state["plan"], state["measured"]
     found = [("predicted", bar(plan["device"], plan["use"]))]
     if measured is not None:
         found.append(("measured", bar(measured["device"], measured["use"])))
-    return [*found, ("what if", what_if(plan, state["settings"]))]
+    return [*found, ("what if", what_if(plan, settings))]
 
 
-def draw(state: dict[str, Any]) -> Svg:
-    """state: plan, measured (None before the load), settings of the what-if, used (share of the KV blocks, or None)."""
-    shown, device, settings = bars(state), state["plan"]["device"], state["settings"]
+def draw(state: dict[str, Any], settings: dict[str, Any]) -> Svg:
+    """state: plan, measured (None before the load), used (share of the KV blocks, or None), and without a plan, why."""
+    if state["plan"] is None:
+        picture = Svg(_WIDTH, 40, "Memory", state["error"])
+        picture.text(12, 24, state["error"], fill="muted")
+        return picture
+    shown, device = bars(state, settings), state["plan"]["device"]
     told = "; ".join(f"{name}: {_words(parts)}" for name, parts in shown)
     picture = Svg(_WIDTH, 70 + 62 * len(shown) + 19 * (len(TITLES) + 1), f"Memory of {state['plan']['model']}", told)
     picture.text(12, 22, f"Memory of {state['plan']['model']}", size=14, bold=True)
@@ -133,9 +207,9 @@ def _draw_numbers(picture: Svg, shown: list[tuple[str, dict[str, int]]], y: floa
             picture.text(330 + 130 * column, y + 19 * row, size(parts[part]), size=11.5, anchor="end", fill=fill)
 
 
-def numbers(state: dict[str, Any]) -> str:
+def numbers(state: dict[str, Any], settings: dict[str, Any]) -> str:
     """HTML: the bars in numbers."""
-    shown = bars(state)
+    shown = bars(state, settings) if state["plan"] else []
     rows = [[title, *(size(parts[part]) for _, parts in shown)] for part, title in TITLES.items()]
     return table("Numbers", ["", *(name for name, _ in shown)], rows)
 

@@ -1,0 +1,63 @@
+"""All panels of an engine, or of a recording, side by side; they show the same moment, and one bar moves them."""
+
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+
+from vllm_nb.errors import VllmNbError
+from vllm_nb.inspection.observed import Observed
+from vllm_nb.inspection.timeline import Timeline
+from vllm_nb.notebook.panels import PANELS
+from vllm_nb.notebook.panels.panel import Panel
+from vllm_nb.notebook.panels.svg import Svg
+
+_GAP = 12.0
+
+
+class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
+    """panels: by name, as `source.panel(NAME)` gives them."""
+
+    def __init__(self, source: Observed | Timeline):
+        self.panels: dict[str, Panel] = {name: source.panel(name) for name in PANELS}
+        layout = ipywidgets.Layout(
+            grid_template_columns="repeat(auto-fit, minmax(min(460px, 100%), 1fr))",
+            grid_gap=f"{_GAP:.0f}px",
+            align_items="start",
+        )
+        super().__init__(list(self.panels.values()), layout=layout)
+        self.add_class("vn-dashboard")  # panel.css: the first panel's bar serves all
+
+    def save(self, path: str | Path) -> Path:
+        """Write what the panels show now, one below the other, as SVG or, for a name that ends in .html, as a page."""
+        path = Path(path).expanduser()
+        if path.suffix not in (".svg", ".html"):
+            raise VllmNbError(f"{path}: the name has to end in .svg or .html, which says what is written")
+        path.write_text(str(self.picture()) if path.suffix == ".svg" else self.html(), encoding="utf-8")
+        return path
+
+    def picture(self) -> Svg:
+        """What the panels show now."""
+        pictures = [panel.picture() for panel in self.panels.values()]
+        whole = Svg(
+            max(picture.width for picture in pictures),
+            sum(picture.height + _GAP for picture in pictures),
+            "Dashboard",
+            ", ".join(panel.title for panel in self.panels.values()),
+        )
+        y = 0.0
+        for picture in pictures:
+            whole.place(picture, 0, y)
+            y += picture.height + _GAP
+        return whole
+
+    def html(self) -> str:
+        """What the panels show now, for a page without widgets."""
+        return "".join(panel.html() for panel in self.panels.values())
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        data, metadata = super()._repr_mimebundle_(**options)
+        return data | {"text/html": self.html()}, metadata
+
+    def __repr__(self) -> str:
+        return f"<Dashboard: {', '.join(self.panels)}>"
