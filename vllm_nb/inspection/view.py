@@ -81,7 +81,8 @@ class EngineView:
 
     running, waiting: sequence numbers in order of arrival. finished: the last KEPT_FINISHED. references[b]: how many
     sequences hold block b, 0 is free. stored: the prefix cache by block, block_of: by hash. written[b]: the step that
-    wrote to block b last. changed: blocks whose picture has changed since the owner of the view emptied the set.
+    wrote to block b last. owner[b]: its holder, of several the first, or who held it last. sharers: all holders of the
+    blocks that have several. changed: blocks whose picture has changed since the owner of the view emptied the set.
     """
 
     def __init__(self, info: EngineInfo):
@@ -98,7 +99,10 @@ class EngineView:
         self.finished: list[int] = []
         self.references = array("i", bytes(4 * info.num_blocks))
         self.written = array("i", [NEVER]) * info.num_blocks
+        self.owner = array("i", [NEVER]) * info.num_blocks
+        self.sharers: dict[int, list[int]] = {}
         self.num_free = info.num_blocks
+        self.num_cached_free = 0  # of them, those in the prefix cache
         self.stored: dict[int, StoredBlock] = {}
         self.block_of: dict[str, int] = {}
         self.changed: set[int] = set()
@@ -133,7 +137,8 @@ class EngineView:
         view.sequences = {number: seq.copy() for number, seq in self.sequences.items()}
         view._leading, view._new = self._leading.copy(), self._new.copy()
         view.running, view.waiting, view.finished = self.running.copy(), self.waiting.copy(), self.finished.copy()
-        view.references, view.written = self.references[:], self.written[:]
+        view.references, view.written, view.owner = self.references[:], self.written[:], self.owner[:]
+        view.sharers = {block: holders.copy() for block, holders in self.sharers.items()}
         view.stored, view.block_of = self.stored.copy(), self.block_of.copy()
         view.changed = set(range(self.info.num_blocks))
         return view
@@ -161,18 +166,15 @@ class EngineView:
         if block in self.stored:
             return self.stored[block].token_ids
         size = self.info.block_size
-        for number in self.running:
+        for number in self.holders_of(block):
             seq = self.sequences[number]
-            if block in seq.blocks:
-                start = seq.blocks.index(block) * size
-                return seq.tokens[start : min(start + size, seq.computed)]
+            start = seq.blocks.index(block) * size
+            return seq.tokens[start : min(start + size, seq.computed)]
         return []
 
     def holders_of(self, block: int) -> list[int]:
         """The sequences whose block tables have the block."""
-        if not self.references[block]:
-            return []
-        return [number for number in self.running if block in self.sequences[number].blocks]
+        return self.sharers.get(block) or ([self.owner[block]] if self.references[block] else [])
 
     def chain_of(self, block: int) -> list[str]:
         """Hashes of a stored block and its predecessors, itself first, as far as they are still in the cache."""
@@ -194,6 +196,8 @@ class EngineView:
             "sequences": live,
             "references": self.references.tolist(),
             "free": self.num_free,
+            "cached_free": self.num_cached_free,
+            "holders": {block: self.holders_of(block) for block, held in enumerate(self.references) if held},
             "stored": self.stored,
             "counters": self.counters,
         }
@@ -213,15 +217,35 @@ class EngineView:
     def _enter(self, seq: SequenceView) -> None:
         self.sequences[seq.sequence] = seq
         insort(self.running if seq.status == "running" else self.waiting, seq.sequence)
-        self._hold(seq.blocks)
+        self._hold(seq.sequence, seq.blocks)
 
-    def _hold(self, blocks: list[int]) -> None:
+    def _hold(self, sequence: int, blocks: list[int]) -> None:
         for block in blocks:
-            self.num_free -= self.references[block] == 0
+            if self.references[block] == 0:
+                self.num_free -= 1
+                self.num_cached_free -= block in self.stored
+                self.owner[block] = sequence
+            else:
+                holders = self.sharers.setdefault(block, [self.owner[block]])
+                insort(holders, sequence)
+                self.owner[block] = holders[0]
             self.references[block] += 1
         self.changed.update(blocks)
 
+    def _release(self, sequence: int, block: int) -> None:
+        self.references[block] -= 1
+        if self.references[block] == 0:
+            self.num_free += 1
+            self.num_cached_free += block in self.stored
+            return
+        holders = self.sharers[block]
+        holders.remove(sequence)
+        self.owner[block] = holders[0]
+        if len(holders) == 1:
+            del self.sharers[block]
+
     def _store(self, block: int, content: StoredBlock) -> None:
+        self.num_cached_free += self.references[block] == 0 and block not in self.stored
         self.stored[block] = content
         self.block_of[content.hash] = block
         self.changed.add(block)
@@ -261,14 +285,13 @@ class EngineView:
             del self.sequences[self.finished.pop(0)]
 
     def _allocated(self, event: events.BlocksAllocated | events.BlocksReused) -> None:
-        self._hold(event.blocks)
+        self._hold(event.sequence, event.blocks)
         self.sequences[event.sequence].blocks += event.blocks
 
     def _freed(self, event: events.BlocksFreed) -> None:
         seq = self.sequences[event.sequence]
         for block in event.blocks:
-            self.references[block] -= 1
-            self.num_free += self.references[block] == 0
+            self._release(event.sequence, block)
         self.changed.update(event.blocks)
         seq.last_blocks, seq.last_computed = seq.blocks, seq.computed
         seq.blocks, seq.computed = [], 0
@@ -278,6 +301,7 @@ class EngineView:
         self._store(block, StoredBlock(digest, parent, token_ids))
 
     def _evicted(self, event: events.BlockEvicted) -> None:
+        self.num_cached_free -= self.references[event.block] == 0
         del self.stored[event.block]
         del self.block_of[event.hash]
         self.counters.evictions += 1

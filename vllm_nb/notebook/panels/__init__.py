@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vllm_nb.notebook.panels.picture import Picture
 
 PANELS = {  # name -> "module:class", in the order of a dashboard
+    "kv": "kv:KvPanel",
     "throughput": "throughput:ThroughputPanel",
     "schedule": "schedule:SchedulePanel",
     "memory": "memory:MemoryPanel",

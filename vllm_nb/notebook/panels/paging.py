@@ -90,7 +90,8 @@ def headline(state: dict[str, Any]) -> str:
     first, last = state["first"], state["last"]
     queries = f"token {last}" if first == last else f"tokens {first} to {last}"
     where = f"{last + 1} tokens in {len(state['blocks'])} blocks"
-    return f"Step {state['step']}: {queries} of {state['name']} attend to {where}"
+    verb = "attends" if first == last else "attend"
+    return f"Step {state['step']}: {queries} of {state['name']} {verb} to {where}"
 
 
 def describe(state: dict[str, Any]) -> str:

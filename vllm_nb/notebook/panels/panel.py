@@ -11,7 +11,7 @@ from vllm_nb.notebook.panels.picture import Picture
 from vllm_nb.notebook.panels.player import Player
 
 IN_FLIGHT = 2  # frames that may be on their way to the browser
-OVERDUE = 0.25  # seconds after which a frame counts as lost: a kernel that is busy with a cell hears no answers
+OVERDUE = 0.2  # seconds after which a frame counts as lost: a kernel that is busy with a cell hears no answers
 GONE = 30.0  # seconds without any answer after which the page was probably closed
 SLOW = 5.0  # seconds between two frames then
 

@@ -43,6 +43,16 @@ export function numbersTable(box, caption, columns, rows) {
   details.update();
 }
 
+/** The options [value, text] of a select. An open list is left alone where they are the same. */
+export function setOptions(select, options, value) {
+  const said = JSON.stringify(options);
+  if (select.dataset.options !== said) {
+    select.replaceChildren(...options.map(([each, text]) => html("option", { value: each }, text)));
+    select.dataset.options = said;
+  }
+  select.value = value;
+}
+
 /** Short: 12k, 340, 0.5. */
 export function shortNumber(value) {
   for (const [limit, by, unit] of [[1e9, 1e9, "G"], [1e6, 1e6, "M"], [1e4, 1e3, "k"]]) {

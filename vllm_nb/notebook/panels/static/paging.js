@@ -1,6 +1,6 @@
 // Attention paging: the logical blocks of one sequence, its block table, and the physical blocks that a step reads.
 
-import { html, numbersTable, svg } from "./dom.js";
+import { html, numbersTable, setOptions, svg } from "./dom.js";
 import { panel } from "./panel.js";
 
 const [ROW, TOP, LEFT, TABLE, MEMORY, SIDE] = [18, 34, 12, 380, 500, 260];
@@ -22,7 +22,8 @@ export function pagingHeadline(state) {
   if (!state.rows.length) return `Step ${state.step}: no sequence computes here`;
   const { first, last } = state;
   const queries = first === last ? `token ${last}` : `tokens ${first} to ${last}`;
-  return `Step ${state.step}: ${queries} of ${state.name} attend to ${last + 1} tokens in ${state.blocks.length} blocks`;
+  const where = `${last + 1} tokens in ${state.blocks.length} blocks`;
+  return `Step ${state.step}: ${queries} of ${state.name} ${first === last ? "attends" : "attend"} to ${where}`;
 }
 
 /** A row of the picture in words. */
@@ -67,9 +68,7 @@ function pagingView(box, model) {
   return (next) => {
     state = next;
     headline.textContent = pagingHeadline(state);
-    const options = [["", "the first that decodes"], ...state.sequences];
-    choice.replaceChildren(...options.map(([value, name]) => html("option", { value }, name)));
-    choice.value = model.get("sequence") ?? "";
+    setOptions(choice, [["", "the first that decodes"], ...state.sequences], model.get("sequence") ?? "");
     draw();
     numbersTable(box, "Numbers", ["logical block", "physical block", "tokens", "read by", "text"], () =>
       state.rows.map(([logical, block, start, stop, readers, , text]) => [

@@ -6,7 +6,7 @@ import { transportBar } from "./transport.js";
 
 /**
  * A module for anywidget. build(box, model) makes the picture in `box` and returns update(state), which is called with
- * each new state, at most once between two paintings of the page.
+ * each new state, at most once between two paintings of the page; update.end, where there is one, when the view goes.
  */
 export function panel(title, build) {
   return { render: ({ model, el }) => show(title, build, model, el) };
@@ -15,7 +15,14 @@ export function panel(title, build) {
 function show(title, build, model, el) {
   const view = Math.random().toString(36).slice(2);
   const body = html("div", { class: "vn-body" });
-  const bar = transportBar((message) => model.send(message));
+  const tell = (message) => {
+    try {
+      model.send(message);
+    } catch {
+      // The kernel is gone, which the bar says.
+    }
+  };
+  const bar = transportBar(tell);
   const box = html("section", { class: "vllm-nb", "aria-label": title }, body, bar.element);
   el.append(box);
   const update = build(body, model);
@@ -27,7 +34,7 @@ function show(title, build, model, el) {
     const transport = model.get("transport");
     bar.element.hidden = !("step" in transport); // a picture without a player
     if (!bar.element.hidden) bar.update(transport);
-    model.send({ type: "drawn", frame: model.get("frame") });
+    tell({ type: "drawn", frame: model.get("frame") });
   };
   const redraw = () => {
     if (!waiting) requestAnimationFrame(draw);
@@ -35,16 +42,17 @@ function show(title, build, model, el) {
   };
   model.on("change:state change:transport", redraw);
 
-  const stopWatching = watchVisible(box, (visible) => model.send({ type: "seen", view, visible }));
+  const stopWatching = watchVisible(box, (visible) => tell({ type: "seen", view, visible }));
   const sayWhetherAlive = async () => bar.setKernel(await isAlive(model));
   model.on("comm_live_update", sayWhetherAlive);
   draw();
 
   return () => {
     stopWatching();
+    update.end?.();
     model.off("change:state change:transport", redraw);
     model.off("comm_live_update", sayWhetherAlive);
-    model.send({ type: "gone", view });
+    tell({ type: "gone", view });
   };
 }
 
