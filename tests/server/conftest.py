@@ -105,6 +105,7 @@ def mcp_clock(tmp_path_factory) -> str:
 
 
 _MCP_CLOCK = '''
+import asyncio
 import os
 import sys
 import time
@@ -141,6 +142,13 @@ def sleep(seconds: float) -> str:
 
 
 @server.tool()
+async def nap() -> str:
+    """Waits for long."""
+    await asyncio.sleep(60)
+    return "rested"
+
+
+@server.tool()
 def die() -> str:
     """Ends the server."""
     os._exit(3)
@@ -156,6 +164,10 @@ def picture() -> list[TextContent | ImageContent]:
 def long() -> str:
     """More than a model should read."""
     return "x" * 100_000
+
+
+for tool in server._tool_manager.list_tools():  # else a small model goes on inventing arguments
+    tool.parameters["additionalProperties"] = False
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from vllm_nb.messages import ToolCall
 from vllm_nb.server.mcp_config import McpServerConfig, load_config
 from vllm_nb.server.mcp_servers import MAX_OUTPUT, McpServers
 
-TOOLS = ["add", "noon", "fail", "sleep", "die", "picture", "long"]
+TOOLS = ["add", "noon", "fail", "sleep", "nap", "die", "picture", "long"]
 SOON = 60.0
 
 

@@ -4,10 +4,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from vllm_nb.messages import as_messages
-from vllm_nb.server.answering import answer, submit
+from vllm_nb.server.answering import answer
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.openai_format import ChatFormat
 from vllm_nb.server.openai_requests import ChatRequest
+from vllm_nb.server.tool_loop import HEADER, converse
 
 
 def create_router(host: EngineHost) -> APIRouter:
@@ -18,16 +19,18 @@ def create_router(host: EngineHost) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         engine = host.require_engine(body.model)
-        streams = await submit(engine, body.sampling_params(), [as_messages(body.messages)], **body.options())
+        mcp = body.mcp or request.headers.get(HEADER)
+        messages = as_messages(body.messages)
+        stream = await converse(engine, host.mcp, mcp, body.sampling_params(), messages, body.options())
         form = ChatFormat(
-            id=streams[0].request_id,
+            id=stream.request_id,
             model=engine.model_name,
             tokenizer=engine.tokenizer,
             n=body.n or 1,
             include_usage=body.include_usage,
             with_ids=body.return_token_ids,
-            prompt_token_ids=streams[0].output.prompt_token_ids,
+            prompt_token_ids=stream.output.prompt_token_ids,
         )
-        return await answer(host, request, streams, form, streamed=bool(body.stream))
+        return await answer(host, request, [stream], form, streamed=bool(body.stream))
 
     return router

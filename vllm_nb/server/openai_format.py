@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, ToolCallDelta, Usage
+from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, ToolCallDelta, ToolRun, Usage
 from vllm_nb.server.errors import error_event
 from vllm_nb.server.streaming import DONE
 
@@ -130,7 +130,7 @@ class ChatFormat(Format):
         if index not in self._sent:
             self._sent[index] = 0
             pieces.append(self._piece(index, {"role": "assistant", "content": ""}))
-        delta = _said(item.reasoning, item.text, [_call_piece(piece) for piece in item.tool_calls])
+        delta = _said(item.reasoning, item.text, [_call_piece(piece) for piece in item.tool_calls], item.tool_runs)
         if delta or item.token_ids:
             logprobs = self._logprobs(item.logprobs)
             pieces.append(self._piece(index, delta or {"content": ""}, logprobs) | self._ids(item))
@@ -144,7 +144,9 @@ class ChatFormat(Format):
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         calls = [call.to_dict() for call in choice.tool_calls]
         content = None if calls and not choice.text else choice.text
-        message = {"role": "assistant", "content": content, "refusal": None} | _said(choice.reasoning, "", calls)
+        message = {"role": "assistant", "content": content, "refusal": None} | _said(
+            choice.reasoning, "", calls, choice.tool_runs
+        )
         body = {"index": index, "message": message, "logprobs": self._logprobs(choice.logprobs)}
         return body | self._ending(choice) | self._ids(choice)
 
@@ -152,9 +154,14 @@ class ChatFormat(Format):
         return None if entries is None else {"content": [self._with_top(entry) for entry in entries], "refusal": None}
 
 
-def _said(reasoning: str, text: str, tool_calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """What there is of these."""
-    said = {"reasoning_content": reasoning, "content": text, "tool_calls": tool_calls}
+def _said(reasoning: str, text: str, tool_calls: list[dict[str, Any]], runs: Sequence[ToolRun]) -> dict[str, Any]:
+    """What there is of these. mcp_calls, which is ours: what the server has executed."""
+    executed = [
+        {"id": run.call.id, "server": run.server, "name": run.call.name, "arguments": run.call.arguments}
+        | {"output": run.output, "is_error": run.is_error}
+        for run in runs
+    ]
+    said = {"reasoning_content": reasoning, "content": text, "tool_calls": tool_calls, "mcp_calls": executed}
     return {name: value for name, value in said.items() if value}
 
 

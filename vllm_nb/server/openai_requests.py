@@ -126,6 +126,7 @@ class ChatRequest(GenerateRequest):
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
     modalities: list[str] | None = None
+    mcp: str | None = None  # ours: what becomes of the tools of MCP servers
 
     def options(self) -> dict[str, Any]:
         """Fields of ChatOptions. Raises ApiError for fields that are not served."""
