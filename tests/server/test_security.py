@@ -110,6 +110,22 @@ def test_a_proxys_name_can_be_allowed():
     assert status(policy, host="other.example") == 403
 
 
+def test_an_open_address_without_a_key_must_be_meant(caplog):
+    policy = Policy.for_address("0.0.0.0", None, without_token=True)
+    assert "without an API key: whoever reaches this machine can use the model" in caplog.text
+    for host, expected in [("192.168.1.2:8000", 200), ("[fe80::1]:80", 200), ("localhost", 200), ("evil.example", 403)]:
+        assert status(policy, host=host) == expected  # a name may be rebound by a page, an address may not
+
+
+def test_pages_on_the_list_may_ask():
+    policy = Policy.for_address("127.0.0.1", None, origins=["https://app.example"])
+    assert status(policy, origin="https://app.example") == 200
+    assert status(policy, origin="http://app.example") == 403
+    for wrong in ("*", "app.example", "https://app.example/", "null", "https://App.example", "https://"):
+        with pytest.raises(ValueError, match="an allowed origin must be like"):
+            Policy.for_address("127.0.0.1", None, origins=[wrong])
+
+
 def test_the_token_is_not_shown():
     assert "s3cret" not in repr(SECRET)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.server import (
@@ -34,7 +35,9 @@ from vllm_nb.server.errors import add_error_handlers
 from vllm_nb.server.host import EngineHost
 from vllm_nb.server.mcp_servers import McpServers
 from vllm_nb.server.openapi import add_openapi
+from vllm_nb.server.protocol import MAX_HEAD, LimitedProtocol
 from vllm_nb.server.security import Policy, SecurityMiddleware
+from vllm_nb.server.streaming import REQUEST_ID
 from vllm_nb.server.watch import DRAIN, watch
 
 if TYPE_CHECKING:
@@ -65,19 +68,23 @@ def serve(
     host: str = "127.0.0.1",
     api_key: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
+    without_api_key: bool = False,
     with_ui: bool = True,
     mcp_config: Path | str | None = None,
 ) -> None:
     """Serve `engine` until Ctrl+C or SIGTERM, then finish the running answers. The caller closes the engine.
 
-    api_key: required as a bearer token on every route; may be left out only on a loopback address. allowed_hosts: names
-    in the Host header to answer besides those of this machine, for a reverse proxy. with_ui: the web page at /.
-    mcp_config: a file with the MCP servers whose tools requests may use.
+    api_key: required as a bearer token on every route but /health; may be left out only on a loopback address, or with
+    without_api_key, for a network where everybody may use the model. allowed_hosts: names in the Host header to answer
+    besides those of this machine, for a reverse proxy. allowed_origins: as "https://example.org", whose pages may ask
+    from a browser (CORS); none by default. with_ui: the web page at /. mcp_config: a file with the
+    MCP servers whose tools requests may use.
 
     Raises ValueError for an open address without a key, VllmNbError for a port that is taken, EngineDeadError when the
     engine fails while serving.
     """
-    policy = Policy.for_address(host, api_key, allowed_hosts)
+    policy = Policy.for_address(host, api_key, allowed_hosts, allowed_origins, without_api_key)
     engine_host = EngineHost.ready(engine)
     engine_host.mcp = McpServers.from_file(mcp_config)
     run(engine_host, bind(host, port), policy, with_ui=with_ui)
@@ -128,7 +135,8 @@ def run(
     config = uvicorn.Config(
         app,
         access_log=False,
-        http="h11",
+        http=LimitedProtocol,
+        h11_max_incomplete_event_size=MAX_HEAD,
         log_config=None,  # the process's own logging
         server_header=False,
         proxy_headers=False,
@@ -201,5 +209,13 @@ def create_app(
         app.include_router(ui.create_router(policy))
     add_openapi(app)
     app.add_middleware(SecurityMiddleware, policy=policy, login_page=ui.login_page if with_ui else None)
+    if policy.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[*policy.origins],
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID, "Retry-After"],
+        )
     add_error_handlers(app)
     return app

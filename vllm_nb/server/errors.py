@@ -30,6 +30,8 @@ class ApiError(VllmNbError):
         headers = {"Retry-After": str(math.ceil(self.retry_after))} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.status in (413, 431):
+            headers["Connection"] = "close"  # what is still to come is not waited for
         shape = shape_of(path)
         overloaded = shape is anthropic_shape and self.status == 503
         return JSONResponse(shape(self), _ANTHROPIC_OVERLOADED if overloaded else self.status, headers)

@@ -1,13 +1,15 @@
 """Who may ask: a bearer token, the Host and Origin of the request, and where the server may listen at all.
 
 Any page in the user's browser can send requests to localhost, so loopback alone protects nothing: a foreign Origin is
-refused (cross-site requests), and so is a foreign Host (DNS rebinding). There are no CORS headers. A browser that has
+refused (cross-site requests), unless it is on a list, and so is a foreign Host (DNS rebinding). A browser that has
 shown the token carries a cookie instead of it.
 """
 
 import hashlib
 import hmac
 import ipaddress
+import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -20,7 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_nb.server.errors import ApiError, path_of
 
+logger = logging.getLogger(__name__)
+
 MAX_BODY = 32 * 2**20  # bytes
+MAX_HEADERS = 32 * 2**10
 OPEN_PATHS = frozenset({"/health", "/login"})  # need no key: a load balancer asks there, and a browser brings the key
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -28,40 +33,61 @@ _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 @dataclass(frozen=True)
 class Policy:
     """token: required on every route but OPEN_PATHS; None asks for none. hosts: names in the Host header that are
-    answered; None answers any, which is right only where a token is required. max_body: bytes."""
+    answered; None answers any, which is right only where a token is required. any_address: answer numeric Hosts too,
+    which no page can rebind. origins: pages that may ask although they come from elsewhere. max_body: bytes."""
 
     token: str | None = field(default=None, repr=False)
     hosts: frozenset[str] | None = _LOOPBACK_HOSTS
+    any_address: bool = False
+    origins: frozenset[str] = frozenset()
     max_body: int = MAX_BODY
 
     @classmethod
-    def for_address(cls, host: str, token: str | None, extra_hosts: Sequence[str] = ()) -> "Policy":
+    def for_address(
+        cls,
+        host: str,
+        token: str | None,
+        extra_hosts: Sequence[str] = (),
+        origins: Sequence[str] = (),
+        without_token: bool = False,
+    ) -> "Policy":
         """The policy of a server listening on `host`.
 
-        Raises ValueError for an address that other machines reach when there is no token.
+        Raises ValueError for an address that other machines reach when there is no token, unless `without_token` says
+        that this is meant; and for an origin that is none.
         """
+        allowed = frozenset(map(_checked_origin, origins))
+        names = _LOOPBACK_HOSTS | {host.lower()} | {name.lower() for name in extra_hosts}
         if is_loopback(host):
-            return cls(token, _LOOPBACK_HOSTS | {host.lower()} | {name.lower() for name in extra_hosts})
-        if not token:
+            return cls(token, names, origins=allowed)
+        if token:
+            return cls(token, None, origins=allowed)  # known by many names there, and no page can guess the token
+        if not without_token:
             raise ValueError(
                 f"host {host!r} can be reached from other machines, so an API key is needed: pass --api-key KEY "
-                "(in Python api_key=...), or listen on 127.0.0.1"
+                "(in Python api_key=...), or listen on 127.0.0.1; --without-api-key lets everybody in"
             )
-        return cls(token, None)  # known by many names there, and no page can guess the token
+        logger.warning("listening on %s without an API key: whoever reaches this machine can use the model", host)
+        return cls(None, names | {socket.gethostname().lower()}, any_address=True, origins=allowed)
 
     def check(self, headers: Headers, path: str = "") -> None:
-        """Raises ApiError 401, 403 or 413."""
+        """Raises ApiError 401, 403, 413 or 431."""
         host = headers.get("host", "")
-        if self.hosts is not None and _hostname(host) not in self.hosts:
+        if not self._answers_to(_hostname(host)):
             raise ApiError(403, f"requests to host {host!r} are not answered here", "host_not_allowed", param="Host")
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower() and origin not in self.origins:
             raise ApiError(403, f"requests from pages of {origin} are not answered", "origin_not_allowed")
         if path not in OPEN_PATHS and not self.knows(headers):
             raise ApiError(401, "a valid API key is needed, as the header Authorization: Bearer KEY", "invalid_api_key")
+        if sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADERS:
+            raise ApiError(431, f"the headers are larger than {MAX_HEADERS // 2**10} KiB", "head_too_large")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self.max_body:
             raise _too_large(self.max_body)
+
+    def _answers_to(self, name: str) -> bool:
+        return self.hosts is None or name in self.hosts or (self.any_address and _is_address(name))
 
     def knows(self, headers: Headers) -> bool:
         """Whether the request carries the token, or none is needed."""
@@ -139,6 +165,26 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked_origin(origin: str) -> str:
+    """As browsers send it. Raises ValueError."""
+    parts = urlsplit(origin)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or origin != f"{parts.scheme}://{parts.netloc}".lower()
+    ):
+        raise ValueError(f"an allowed origin must be like https://example.org or http://localhost:3000, not {origin!r}")
+    return origin
 
 
 def _hostname(host: str) -> str:
