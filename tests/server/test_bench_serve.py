@@ -177,3 +177,32 @@ def test_mistakes_of_the_command(tiny, capsys):
         assert "a number above 0 is needed, not '0'" in capsys.readouterr().err
     with pytest.raises(VllmNbError, match="must be like"):
         Client("http://")
+
+
+def test_64_clients_at_once_lose_nothing(smollm2):
+    """For a minute: `vllm-nb bench serve --concurrency 64 --duration 60` beside `vllm-nb serve smollm2`."""
+    workload = Workload("SmolLM2-135M-Instruct", (8, 24), (4, 20))
+
+    async def go():
+        client = Client(smollm2.url, "test-key")
+        try:
+            return await run_load(client, workload, concurrency=64, requests=96)
+        finally:
+            client.close()
+
+    row = summary(*asyncio.run(go()))
+    assert (row["requests"], row["errors"], row["lost_tokens"]) == (96, 0, 0)
+    asked = sum(tokens for _, (_, tokens) in zip(range(96), workload.requests(), strict=False))
+    assert row["output_tokens"] == asked
+    smollm2.eventually_empty()
+
+
+def test_the_overhead_is_of_the_same_requests(tiny_model_path, capsys):
+    options = ["--requests", "8", "--rounds", "1", "--concurrency", "4", "--json"]
+    assert main(["bench", "overhead", str(tiny_model_path), *options]) == 0
+    alone, served = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (alone["what"], served["what"]) == ("engine alone", "over HTTP")
+    assert alone["output_tokens"] == served["output_tokens"] >= 8 * 32
+    assert (alone["cost_percent"], served["errors"], served["lost_tokens"]) == (0.0, 0, 0)
+    ratio = served["output_tokens_per_second"] / alone["output_tokens_per_second"]
+    assert served["cost_percent"] == pytest.approx(100 * (1 - ratio), abs=0.1)
