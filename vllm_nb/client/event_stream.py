@@ -21,7 +21,7 @@ def read_events(client: "EngineClient", offset: int | None, follow: bool) -> Gen
     response = client.send("GET", f"/inspect/events?{query}", timeout=_PATIENCE, stream=True)
     with closing(response):
         if response.status_code != 200:
-            raise client.error_of(response.status_code, response.headers, response.read())
+            client._payload("/inspect/events", response.status_code, response.headers, response.read())
         splitter = EventSplitter()
         try:
             for piece in response.iter_bytes():

@@ -124,6 +124,7 @@ class EngineLoop:
         somebody pauses or resumes meanwhile."""
 
         def begin(core: EngineCore) -> Future[int]:
+            core.events.listen()  # so that a snapshot knows what the last step was
             if not self._gate.paused:
                 self._set_paused(True)
             return self._gate.let_through(count)

@@ -48,7 +48,9 @@ class Snapshot:
 def take(core: EngineCore, paused: bool) -> Snapshot:
     """On the engine thread; from here on the log keeps events for readers."""
     scheduler, blocks = core.scheduler, core.scheduler.blocks
-    last = core.last_step if core.events.enabled else None
+    last = core.last_step
+    if last is not None and last.step != core.stats.steps:  # nobody watched the last one
+        last = None
     return Snapshot(
         info=core.info,
         offset=core.events.listen().end,

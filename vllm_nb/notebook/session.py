@@ -11,6 +11,7 @@ from vllm_nb.notebook.values import CellValues
 
 if TYPE_CHECKING:  # the client is imported by the first cell that needs it, not by %load_ext
     from vllm_nb.client.conversation import Conversation
+    from vllm_nb.inspection.follow import Recorder
     from vllm_nb.notebook.engines import Engines
 
 
@@ -22,6 +23,7 @@ class Session:
         self.settings = settings
         self.values = CellValues(shell)
         self.conversations: dict[str, Conversation] = {}
+        self.recorder: Recorder | None = None  # what %vllm record has begun
 
     @cached_property
     def engines(self) -> "Engines":

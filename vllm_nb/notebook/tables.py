@@ -7,8 +7,11 @@ from typing import Any
 from vllm_nb.catalogue import KnownModel, size_text
 from vllm_nb.client.outcomes import Failed, Outcome, Reused, Stopped, TimedOut
 from vllm_nb.client.registry import EngineInfo
+from vllm_nb.inspection.view import EngineView
 from vllm_nb.notebook.display import Table
 from vllm_nb.notebook.engines import Engines
+
+MOST_BLOCKS = 12  # of a block table that are shown
 
 
 def engine_table(engines: Engines) -> Table:
@@ -98,3 +101,26 @@ def _activity(info: EngineInfo) -> tuple[str, str]:
         status,
         "" if seconds is None or requests else f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s",
     )
+
+
+def step_table(view: EngineView, note: str = "") -> Table:
+    """What an engine's last step did, and who waits: the step debugger's picture."""
+    batch, size = view.batch, view.info.block_size
+    rows = []
+    for number in (*view.running, *view.waiting):
+        seq = view.sequences[number]
+        waits = f"waiting: {view.wait_reason(number)}" if seq.status == "waiting" else seq.status
+        name = f"{seq.request_id} [{seq.choice}]"
+        table = " ".join(map(str, seq.blocks[:MOST_BLOCKS])) + (" …" if len(seq.blocks) > MOST_BLOCKS else "")
+        progress = f"{seq.computed} of {len(seq.tokens)}"
+        rows.append((name, waits, str(batch.get(number, "")), progress, f"{seq.computed % size or '-'}", table))
+    last = view.last_step
+    words = [
+        f"After step {view.step}{', paused' if view.paused else ''}: {len(view.running)} running,",
+        f"{len(view.waiting)} waiting; {view.num_free} of {view.info.num_blocks} blocks free.",
+    ]
+    if last is not None:
+        budget = f"{sum(last.num_tokens)} of {last.token_budget} tokens of its budget"
+        words.append(f"It computed {budget} in {(last.prepare + last.forward + last.sample) * 1e3:.1f} ms.")
+    columns = ("request", "status", "in this step", "computed", "in last block", "block table")
+    return Table(columns, rows, " ".join([*words, note]).strip())

@@ -60,6 +60,11 @@ COMMANDS = {
     "stop": Command("[NAME]", "end an engine", "lifecycle:STOP"),
     "logs": Command("[NAME]", "the end of an engine's log; -f follows it", "logs:LOGS"),
     "chat": Command("[ACTION]", "the conversations of %%vllm --chat NAME", "chat:CHAT"),
+    "panel": Command("NAME", "a live picture: kv, throughput, schedule, ...", "inspect:PANEL"),
+    "record": Command("FILE|--stop", "record what happens in the engine, to replay it anywhere", "inspect:RECORD"),
+    "pause": Command("", "let the engine stand still between two steps", "inspect:PAUSE"),
+    "step": Command("[N]", "make a step, and show what it did", "inspect:STEP"),
+    "resume": Command("", "let it run on", "inspect:RESUME"),
     "models": Command("", "the models that are known on this machine", "machine:MODELS"),
     "doctor": Command("", "what is wrong with this installation, and what to do", "machine:DOCTOR"),
 }
