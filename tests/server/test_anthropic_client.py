@@ -111,6 +111,32 @@ def test_tools_are_part_of_the_prompt(client):
     assert client.messages.count_tokens(model=MODEL, messages=QUESTION, tools=[WEATHER]).input_tokens > plain + 30
 
 
+def test_a_tool_is_called_and_its_result_understood(client):
+    """Whole and streamed; the call is demanded, and so fits its schema."""
+    ask = {"model": MODEL, "messages": [{"role": "user", "content": "What is the weather in Paris?"}], "max_tokens": 80}
+    tools = [WEATHER | {"input_schema": WEATHER["input_schema"] | {"additionalProperties": False}}]
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    answer = client.messages.create(**ask, tools=tools, tool_choice=choice, **COLD)
+    (call,) = answer.content
+    assert (answer.stop_reason, call.type, call.name) == ("tool_use", "tool_use", "get_weather")
+    assert list(call.input) == ["city"]
+    with client.messages.stream(**ask, tools=tools, tool_choice=choice, **COLD) as stream:
+        pieces = [event.partial_json for event in stream if event.type == "input_json"]
+        final = stream.get_final_message()
+    assert json.loads("".join(pieces)) == call.input == final.content[0].input
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "Rain, 12 degrees"}
+    turns = [*ask["messages"], {"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
+    after = client.messages.create(**ask | {"messages": turns}, tools=tools, tool_choice={"type": "none"}, **COLD)
+    assert after.content[0].type == "text"
+
+
+def test_an_answer_by_schema(client):
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["n"]}
+    config = {"format": {"type": "json_schema", "schema": schema | {"additionalProperties": False}}}
+    answer = client.messages.create(**GREEDY | {"max_tokens": 60}, output_config=config)
+    assert 1 <= json.loads(answer.content[0].text)["n"] <= 9
+
+
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 
 

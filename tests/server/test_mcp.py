@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, closing
 
 import pytest
 
+from vllm_nb.cli import main
 from vllm_nb.errors import VllmNbError
 from vllm_nb.messages import ToolCall
 from vllm_nb.server.mcp_config import McpServerConfig, load_config
@@ -202,3 +203,8 @@ def test_a_wrong_configuration(tmp_path, data, message):
 def test_a_missing_configuration(tmp_path):
     with pytest.raises(VllmNbError, match=r"cannot read the MCP configuration .*: No such file"):
         load_config(tmp_path / "none.json")
+
+
+def test_on_the_command_line_a_mistake_shows_before_a_model_is_loaded(tmp_path, capsys):
+    assert main(["serve", "smollm2", "--port", "0", "--mcp-config", str(tmp_path / "none.json")]) == 1
+    assert capsys.readouterr().err.startswith("error: cannot read the MCP configuration")
