@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from vllm_nb.inspection.recording import replay
     from vllm_nb.messages import ChatMessage, ImagePart, TextPart, ToolCall
+    from vllm_nb.notebook.chat import chat
     from vllm_nb.notebook.panels import dashboard, panel
     from vllm_nb.outputs import GenerationOutput, StreamItem, ToolCallDelta
     from vllm_nb.sampling import SamplingParams, StructuredOutputs
@@ -64,6 +65,7 @@ __all__ = [
     "ToolCallDelta",
     "VllmNbError",
     "__version__",
+    "chat",
     "connect",
     "dashboard",
     "list_engines",
@@ -93,6 +95,7 @@ _HOMES = {
         "VllmNbError",
     ),
     "vllm_nb.inspection.recording": ("replay",),
+    "vllm_nb.notebook.chat": ("chat",),
     "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart", "ToolCall"),
     "vllm_nb.notebook.panels": ("dashboard", "panel"),
     "vllm_nb.outputs": ("GenerationOutput", "StreamItem", "ToolCallDelta"),

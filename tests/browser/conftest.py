@@ -86,6 +86,15 @@ class Lab:
     url: str
     token: str
     folder: Path
+    config: Path
+
+    @contextmanager
+    def setting(self, extension: str, plugin: str, values: dict[str, object]) -> Iterator[None]:
+        """Settings for pages that are opened meanwhile, as JupyterLab's settings editor makes them."""
+        file = _settings_file(self.config, extension, plugin)
+        file.write_text(json.dumps(values))
+        yield
+        file.unlink()
 
     def open(self, page: Page, cells: list[str]) -> "Notebook":
         """A new notebook with these code cells, alone in the window, its kernel ready."""
@@ -150,21 +159,27 @@ def lab(runtime: Path, engine: Started | Reused, tmp_path_factory: pytest.TempPa
     with open(home / "log", "w") as log:
         server = subprocess.Popen(command, cwd=files, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        yield Lab(_address(server, folders["JUPYTER_RUNTIME_DIR"], home / "log"), token, files)
+        yield Lab(
+            _address(server, folders["JUPYTER_RUNTIME_DIR"], home / "log"), token, files, folders["JUPYTER_CONFIG_DIR"]
+        )
     finally:
         server.terminate()
         server.wait(SECONDS)
 
 
 def _ask_nothing(config: Path) -> None:
-    """Settings that keep dialogs away: the news, and which kernel to start when the page is faster than the server."""
+    """No dialogs: neither news, nor which kernel to start. And all cells stay in the page, visible or not."""
     for extension, plugin, settings in (
         ("apputils", "notification", {"fetchNews": "false", "checkForUpdates": False}),
-        ("notebook", "tracker", {"autoStartDefaultKernel": True}),
+        ("notebook", "tracker", {"autoStartDefaultKernel": True, "windowingMode": "none"}),
     ):
-        folder = config / f"lab/user-settings/@jupyterlab/{extension}-extension"
-        folder.mkdir(parents=True)
-        (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(settings))
+        _settings_file(config, extension, plugin).write_text(json.dumps(settings))
+
+
+def _settings_file(config: Path, extension: str, plugin: str) -> Path:
+    folder = config / f"lab/user-settings/@jupyterlab/{extension}-extension"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{plugin}.jupyterlab-settings"
 
 
 def _address(server: "subprocess.Popen[bytes]", runtime: Path, log: Path) -> str:

@@ -1,6 +1,7 @@
 """The tree of a conversation, and what of it is sent, saved and shown."""
 
 import json
+import pickle
 
 import pytest
 from hypothesis import given
@@ -90,6 +91,23 @@ def test_a_fork_goes_its_own_way_and_a_reset_forgets():
     talk.reset()
     assert talk.messages == [{"role": "system", "content": "Be brief."}]
     assert len(fork) == 3
+
+
+def test_changes_are_told_to_those_who_watch():
+    talk = rivers()
+    seen: list[tuple[int, str | None]] = []
+    end = talk.watch(lambda: seen.append((len(talk), talk.system)))
+    talk.add("user", "Why?")
+    talk.remove(talk.branch[1].id)
+    talk.system = None
+    talk.fork().reset()
+    pickle.loads(pickle.dumps(talk)).reset()
+    talk.reset()
+    end()
+    talk.add("user", "unseen")
+    assert seen[0] == (3, "Be brief.")
+    assert seen[-1] == (0, None)
+    assert {count for count, _ in seen} == {3, 1, 0}
 
 
 def test_a_document_of_it():

@@ -10,7 +10,7 @@ The web page and the chat widget keep the same tree in `static/tree.js`; `to_dic
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -79,6 +79,7 @@ class Conversation:
     """
 
     def __init__(self, system: str | None = None, *, title: str = "", params: Mapping[str, Any] | None = None):
+        self._watchers: list[Callable[[], None]] = []
         self.system = system
         self.title = title
         self.params: dict[str, Any] = dict(params or {})
@@ -92,6 +93,28 @@ class Conversation:
     def __len__(self) -> int:
         """Turns of the current branch."""
         return len(self.branch)
+
+    def __bool__(self) -> bool:
+        """True also without turns."""
+        return True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not name.startswith("_"):
+            self._changed()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled without those who watch it."""
+        return type(self).from_dict, (self.to_dict(),)
+
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call `watcher` after each change; returns the function that ends it. (Not for changes of a Turn itself.)"""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def _changed(self) -> None:
+        for watcher in list(self._watchers):
+            watcher()
 
     # Read
 
@@ -170,16 +193,16 @@ class Conversation:
         for turn in self.turns.values():  # a parent is always older than its children
             if turn.parent in gone:
                 gone.add(turn.id)
-        self.turns = {key: turn for key, turn in self.turns.items() if key not in gone}
         if self.current in gone:
             self.current = parent
+        self.turns = {key: turn for key, turn in self.turns.items() if key not in gone}
 
     def reset(self) -> None:
         """Forget all turns; system message and parameters stay."""
-        self.turns.clear()
         self.current = None
+        self.turns = {}
 
-    def fork(self) -> "Conversation":
+    def fork(self) -> Self:
         """A copy that goes its own way. The engine's prefix cache makes continuing it cheap."""
         return copy.deepcopy(self)
 

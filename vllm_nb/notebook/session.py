@@ -25,6 +25,12 @@ class Session:
         self.conversations: dict[str, Conversation] = {}
         self.recorder: Recorder | None = None  # what %vllm record has begun
 
+    @staticmethod
+    def of(shell: InteractiveShell) -> "Session | None":
+        """The one of a shell; None where the extension isn't loaded."""
+        magics = shell.magics_manager.registry.get("VllmMagics")
+        return getattr(magics, "_session", None)
+
     @cached_property
     def engines(self) -> "Engines":
         from vllm_nb.notebook.engines import Engines

@@ -110,13 +110,10 @@ export class ChatView {
     this.status.textContent = now;
   }
 
-  // Jupyter and the page have shortcuts of their own: what is typed in here is not for them.
   #key(event) {
-    if (event.key === "Escape" && this.state?.busy) {
-      this.actions.stop();
-      event.preventDefault();
-    }
-    event.stopPropagation();
+    if (event.key !== "Escape" || !this.state?.busy) return;
+    this.actions.stop();
+    event.preventDefault();
   }
 
   #atEnd() {

@@ -11,20 +11,20 @@ _EXPORT = re.compile(r"^export (?=(async )?(function|const|class) )", re.MULTILI
 
 
 @cache
-def bundle(name: str) -> str:
-    """The module static/NAME with what it imports in front of it. Its parts share one scope: their names differ, which
-    the tests check by loading every bundle."""
+def bundle(name: str, folder: Path = STATIC) -> str:
+    """The module NAME of a folder with what it imports in front of it. Its parts share one scope: their names differ,
+    which the tests check by loading every bundle."""
     done: list[str] = []
-    parts = _parts(name, done)
+    parts = _parts(name, folder, done)
     return "\n".join(_EXPORT.sub("", part) for part in parts)
 
 
-def _parts(name: str, done: list[str]) -> list[str]:
+def _parts(name: str, folder: Path, done: list[str]) -> list[str]:
     if name in done:
         return []
     done.append(name)
-    source = (STATIC / name).read_text(encoding="utf-8")
-    before = [part for match in _IMPORT.finditer(source) for part in _parts(match["name"], done)]
+    source = (folder / name).read_text(encoding="utf-8")
+    before = [part for match in _IMPORT.finditer(source) for part in _parts(match["name"], folder, done)]
     return [*before, f"// {name}\n{_IMPORT.sub('', source)}"]
 
 
