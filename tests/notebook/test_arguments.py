@@ -20,6 +20,7 @@ NOTHING = {
     "confirm": True,
     "raw": False,
     "stream": True,
+    "panels": (),
     "engine": None,
     "output": None,
 }

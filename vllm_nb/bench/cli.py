@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   vllm-nb bench serve --url http://127.0.0.1:8000 --rate 1 4 inf --slo ttft=500 tpot=60
   vllm-nb bench serve --concurrency 64 --duration 60
   vllm-nb bench overhead smollm2 --concurrency 64 --requests 256
+  vllm-nb bench notebook smollm2
 """
 
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_throughput(benches.add_parser("throughput", help="many requests at once: tokens a second and percentiles"))
     _add_serve(benches.add_parser("serve", help="load on any server with OpenAI's routes: what its clients see"))
     _add_overhead(benches.add_parser("overhead", help="what HTTP and streaming cost, beside the engine alone"))
+    _add_notebook(benches.add_parser("notebook", help="what a notebook waits for: %%load_ext, start, reuse, a cell"))
     _add_kernels(benches.add_parser("kernels", help="a step on the CPU: time by kernel, and what the machine allows"))
     _add_gpu(benches.add_parser("gpu", help="a GPU's kernels, steps and throughput, beside floors and PyTorch"))
     _add_compile(benches.add_parser("compile", help="the Triton kernels, compiled for GPUs that need not be there"))
@@ -104,6 +106,18 @@ class _Slos(argparse.Action):
 
     def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, __: Any = None) -> None:
         setattr(namespace, self.dest, dict(values))
+
+
+def _add_notebook(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="smollm2", metavar="MODEL")
+    parser.add_argument("--requests", type=int, default=50, metavar="N", help="cells to compare with HTTP (default 50)")
+    parser.set_defaults(handler=_notebook)
+
+
+def _notebook(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.notebook import run
+
+    return run(args.model, args.requests)
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:

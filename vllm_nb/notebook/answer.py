@@ -107,8 +107,11 @@ class Answer:
         if time.monotonic() - self._looked < _LOOK_INTERVAL:
             return
         with suppress(VllmNbError):  # another server than ours may not tell
-            waiting = self._client.state().get("waiting")
+            state = self._client.state()
+            waiting = state.get("waiting")
             self._phase = f"queued, {waiting} waiting" if waiting else "prefill"
+            if state.get("paused"):
+                self._phase = "the engine is paused: %vllm resume in another notebook, or interrupt this cell"
         self._looked = time.monotonic()
 
     def _show(self) -> None:

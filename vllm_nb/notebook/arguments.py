@@ -4,11 +4,13 @@ import argparse
 import keyword
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from IPython.core.error import UsageError
 
 from vllm_nb.notebook.names import image_of, schema_of, tools_of
+from vllm_nb.notebook.panels import PANELS
 from vllm_nb.notebook.parser import Parser, split
 from vllm_nb.sampling import SamplingParams
 
@@ -27,6 +29,7 @@ class CellOptions:
     confirm: bool
     raw: bool
     stream: bool
+    panels: tuple[str, ...]
     engine: str | None
     output: str | None
 
@@ -61,11 +64,13 @@ _SAMPLING: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("--presence-penalty", float, "X", "subtracted once for a token that the answer has used"),
     ("--logit-bias", _bias, "ID:X,...", "added to the logits of these tokens"),
     ("--stop-token-ids", _ids, "ID,...", "end at one of these tokens"),
+    ("--priority", int, "N", "whose is lower runs earlier"),
     ("--logprobs", int, "N", "alternatives to keep for each token"),
     ("--prompt-logprobs", int, "N", "the same for the tokens of the prompt"),
 )
 
 
+@cache  # making it takes longer than all else that a cell does before it asks
 def cell_parser() -> Parser:
     parser = Parser(
         "%%vllm",
@@ -79,6 +84,8 @@ def cell_parser() -> Parser:
     _add_sampling(parser.add_argument_group("sampling"))
     _add_content(parser)
     _add_form(parser)
+    panel = "a live picture of the engine above the answer; may be repeated"
+    parser.add_argument("--panel", action="append", choices=sorted(PANELS), help=panel)
     engine = parser.add_argument("--engine", metavar="NAME", help="which engine, as %%vllm ps names it")
     parser.completes(engine, "engines")
     parser.add_argument("--no-stream", action="store_true", default=None, help="show the answer when it is whole")
@@ -159,6 +166,7 @@ def parse_cell(
         confirm=not options.yes,
         raw=options.raw,
         stream=not options.no_stream,
+        panels=tuple(options.panel or ()),
         engine=options.engine,
         output=options.output,
     )

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
+from IPython.display import display
 
 from vllm_nb.notebook.arguments import CellOptions, parse_cell
 from vllm_nb.notebook.display import View
@@ -64,6 +65,8 @@ class _Cell:
         from vllm_nb.notebook.failures import told_to_the_user
 
         with told_to_the_user(self._engine.log_path):
+            for name in self._options.panels:
+                display(self._engine.client.panel(name))
             if self._conversation is not None:
                 completion = self._take_turn(self._conversation, prompt, view)
             elif self._options.raw:
