@@ -9,7 +9,7 @@ import torch
 
 from vllm_nb.api import Engine, Prompt
 from vllm_nb.config import EngineConfig
-from vllm_nb.engine.grammar import Grammar, unpacked
+from vllm_nb.engine.grammar import Grammar, forbid, unpacked
 from vllm_nb.errors import RequestError
 from vllm_nb.sampling import SamplingParams, StructuredOutputs
 from vllm_nb.text.constraints import MAX_CACHED, Grammars
@@ -163,3 +163,17 @@ def test_unpacked_bits():
     bits = np.random.default_rng(1).integers(0, 2**32, (3, 4), np.uint32)
     expected = [[bits[r, i // 32] >> (i % 32) & 1 for i in range(100)] for r in range(3)]
     assert torch.equal(torch.from_numpy(unpacked(bits, 100)), torch.tensor(expected, dtype=torch.bool))
+
+
+def test_only_what_is_forbidden_in_the_rows_asked_for_becomes_minus_infinity():
+    generator = np.random.default_rng(2)
+    before = generator.normal(size=(5, 100)).astype(np.float32)
+    bits = generator.integers(0, 2**32, (2, 4), np.uint32)
+    logits = torch.from_numpy(before.copy())
+    forbid(logits, [3, 1], bits)
+    expected = before.copy()
+    for row, words in ((3, bits[0]), (1, bits[1])):
+        for token in range(100):
+            if not words[token // 32] >> (token % 32) & 1:
+                expected[row, token] = -np.inf
+    np.testing.assert_array_equal(logits.numpy(), expected)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -67,3 +68,21 @@ def _clear(bits: np.ndarray, ids: np.ndarray) -> None:
 def unpacked(bits: np.ndarray, vocab_size: int) -> np.ndarray:
     """Bits, uint32 [rows, words], as bool [rows, vocab_size]."""
     return np.unpackbits(bits.view(np.uint8), axis=1, count=vocab_size, bitorder="little").view(np.bool_)
+
+
+_INFINITY_BITS = np.int32(-(2**23))  # minus infinity as a float32
+
+
+def forbid(logits: torch.Tensor, rows: list[int], bits: np.ndarray) -> None:
+    """Minus infinity for what `bits` do not allow, in place. logits float32 [S, vocab]; bits uint32 [rows, words]."""
+    forbidden = ~unpacked(bits, logits.shape[1])
+    if logits.device.type != "cpu":
+        which = torch.tensor(rows, device=logits.device)
+        mask = torch.from_numpy(forbidden).to(logits.device)
+        logits[which] = logits[which].masked_fill(mask, -torch.inf)
+        return
+    for i, row in zip(rows, forbidden, strict=True):  # integers, for a choice by element takes five times as long
+        values, mask = logits[i].numpy().view(np.int32), row.astype(np.int32)
+        np.negative(mask, out=mask)
+        values &= ~mask
+        values |= mask & _INFINITY_BITS

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vllm_nb.engine.batch import wants_prompt_logits
-from vllm_nb.engine.grammar import unpacked
+from vllm_nb.engine.grammar import forbid
 from vllm_nb.engine.scheduler import Logprobs, Plan, PromptLogprobs
 from vllm_nb.engine.sequence import Sequence
 from vllm_nb.sampling import SamplingParams
@@ -148,16 +148,13 @@ def _reaching_their_end(plan: Plan, among: list[int]) -> list[int]:
 
 def _mask(logits: torch.Tensor, rows: list[int], plan: Plan) -> None:
     """Rule out what the grammars of these rows do not allow, in place. logits [S, vocab]."""
-    vocab_size = logits.shape[1]
-    bits = np.zeros((len(rows), -(-vocab_size // 32)), np.uint32)
+    bits = np.zeros((len(rows), -(-logits.shape[1] // 32)), np.uint32)
     for row, i in zip(bits, rows, strict=True):
         seq = plan.seqs[i]
         assert seq.grammar is not None
         may_stop = seq.output_len >= seq.params.min_tokens
         seq.grammar.fill(row, np.array(sorted(seq.stop_ids), np.int64), may_stop)
-    forbidden = torch.from_numpy(~unpacked(bits, vocab_size)).to(logits.device)
-    which = torch.tensor(rows, device=logits.device)
-    logits[which] = logits[which].masked_fill(forbidden, -torch.inf)
+    forbid(logits, rows, bits)
 
 
 def _adjusts(params: SamplingParams) -> bool:

@@ -34,7 +34,8 @@ class Tokenizer:
     """A model's tokenizer. After construction only a cache of tokens' bytes fills, so threads may share it.
 
     vocab_size: one more than the highest id. bos_id: None if there is none; eos_ids: what the tokenizer's files name
-    as ends. special_ids: tokens that are no text, such as <|im_end|>. adds_bos: whether encode(add_special=True)
+    as ends. special_ids: tokens that are no text, such as <|im_end|>. added_ids: those, and others that are not made of
+    smaller tokens, such as <think>, by name. adds_bos: whether encode(add_special=True)
     puts something before the text, nearly always bos_id.
     """
 
@@ -43,6 +44,7 @@ class Tokenizer:
         self.adds_bos = bool(prefix)
         added = backend.get_added_tokens_decoder()
         self._added = {i: token.content for i, token in added.items()}
+        self.added_ids: Mapping[str, int] = {name: i for i, name in self._added.items()}
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         model_size = backend.get_vocab_size(with_added_tokens=False)
         self.vocab_size = max(model_size, max(added, default=-1) + 1)
@@ -78,11 +80,6 @@ class Tokenizer:
         from vllm_nb.text.folder_tokenizer import read_folder
 
         return cls(**read_folder(path))
-
-    @property
-    def added_ids(self) -> Mapping[str, int]:
-        """The tokens that are not made of others, such as <|im_end|> or <think>, by name."""
-        return {name: token_id for token_id, name in self._added.items()}
 
     # Text to ids
 
