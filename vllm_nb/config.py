@@ -114,3 +114,10 @@ SETTINGS_HELP = {
     "reasoning_parser": "how it marks its reasoning: think, mistral, none",
 }
 SETTINGS_CHOICES = {"device": DEVICES, "backend": BACKENDS, "dtype": DTYPES}
+# Flags of what the engine does not have yet, so that nobody looks for the right spelling: (value, what is said).
+NOT_YET: dict[str, tuple[str | None, str]] = {
+    "isq": ("KIND", "quantising while loading is not built yet: give a file that is quantised already, as GGUF"),
+    "ranks": ("0,1", "several GPUs or ranks are not built yet: the engine runs on one device"),
+    "fp8_kvcache": (None, "an fp8 KV cache is not built yet: --dtype bfloat16 keeps it at 16 bits"),
+    "lora": ("NAME=PATH", "LoRA adapters are not built yet: merge the adapter into its model, and give that"),
+}

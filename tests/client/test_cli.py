@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from vllm_nb import cli
+from vllm_nb.cli.options import engine_settings
 from vllm_nb.client.runtime_dir import ENVIRONMENT_NAME
 from vllm_nb.config import SETTINGS_HELP, EngineConfig
 
@@ -121,8 +122,8 @@ def test_help_has_examples_and_every_engine_setting():
 def test_engine_options_arrive_typed_and_only_when_given():
     parser = cli._parser([])
     args = parser.parse_args(["run", "m", "p", "--kv-fraction", "0.5", "--no-prefix-cache", "--max-model-len", "64"])
-    assert cli._engine_settings(args) == {"kv_fraction": 0.5, "prefix_cache": False, "max_model_len": 64}
-    assert cli._engine_settings(parser.parse_args(["run", "m", "p"])) == {}
+    assert engine_settings(args) == {"kv_fraction": 0.5, "prefix_cache": False, "max_model_len": 64}
+    assert engine_settings(parser.parse_args(["run", "m", "p"])) == {}
 
 
 def test_add_ons_are_imported_when_used(tmp_path, monkeypatch, capsys):

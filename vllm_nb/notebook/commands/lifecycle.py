@@ -9,7 +9,7 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from vllm_nb.client.process import DEFAULT_MODEL
-from vllm_nb.config import SETTINGS_CHOICES, SETTINGS_HELP, EngineConfig
+from vllm_nb.config import NOT_YET, SETTINGS_CHOICES, SETTINGS_HELP, EngineConfig
 from vllm_nb.notebook.commands import Action, no_arguments
 from vllm_nb.notebook.display import Table
 from vllm_nb.notebook.parser import Parser
@@ -17,13 +17,6 @@ from vllm_nb.notebook.session import Session
 from vllm_nb.notebook.tables import engine_table, outcome_table, stopped_table
 
 _PROCESS = ("name", "timeout", "idle_timeout", "with_kernel")  # what is not about the engine inside
-
-# Said of what the engine does not have yet, so that nobody looks for the right spelling.
-_NOT_YET = {
-    "isq": ("KIND", "quantising while loading is not built yet: give a file that is quantised already, as GGUF"),
-    "ranks": ("0,1", "several GPUs or ranks are not built yet: the engine runs on one device"),
-    "fp8_kvcache": (None, "an fp8 KV cache is not built yet: --dtype bfloat16 keeps it at 16 bits"),
-}
 
 
 def _start_arguments(parser: Parser) -> None:
@@ -58,7 +51,7 @@ def _add_settings(group: Any) -> None:
         choices = SETTINGS_CHOICES.get(setting.name)
         metavar = None if choices else {float: "X", int: "N"}.get(kind)
         group.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=SETTINGS_HELP[setting.name])
-    for name, (metavar, text) in _NOT_YET.items():
+    for name, (metavar, text) in NOT_YET.items():
         action: dict[str, Any] = {"metavar": metavar} if metavar else {"action": "store_true", "default": None}
         group.add_argument(f"--{name.replace('_', '-')}", help=text, **action)
 
@@ -68,7 +61,7 @@ def start_settings(options: argparse.Namespace) -> dict[str, Any]:
     given = {
         name: value for name, value in vars(options).items() if name not in ("model", "help") and value is not None
     }
-    for name, (_, text) in _NOT_YET.items():
+    for name, (_, text) in NOT_YET.items():
         if name in given:
             raise UsageError(f"%vllm start: --{name.replace('_', '-')}: {text}")
     try:

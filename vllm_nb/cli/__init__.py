@@ -2,19 +2,27 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from vllm_nb import progress
-from vllm_nb.config import SETTINGS_CHOICES, SETTINGS_HELP, EngineConfig
+from vllm_nb.cli.options import (
+    Append,
+    add_engine_options,
+    add_process_options,
+    add_sampling_options,
+    engine_settings,
+    sampling_params,
+)
+from vllm_nb.cli.settings import add_config_option, apply
+from vllm_nb.config import EngineConfig
 from vllm_nb.errors import VllmNbError
-from vllm_nb.sampling import SamplingParams
 
 # name -> (module:function that adds the arguments and sets `handler`, help); imported when the command is used
 SUBCOMMANDS = {
@@ -22,6 +30,7 @@ SUBCOMMANDS = {
     "models": ("vllm_nb.catalogue:add_arguments", "list the models that are known on this machine"),
     "doctor": ("vllm_nb.doctor:add_arguments", "look for what is wrong with this installation"),
 }
+_CONFIGURABLE = ("serve", "run", "chat", "memory")  # take their options from a file and the environment too
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _EXAMPLES = """examples:
@@ -33,14 +42,15 @@ _EXAMPLES = """examples:
   vllm-nb stop --all
 
 MODEL is a name (smollm2), a hub id (Qwen/Qwen3-0.6B), a folder with safetensors, or a GGUF file.
-`COMMAND --help` has the options and more examples."""
+`COMMAND --help` has the options and more examples. Options may also stand in a TOML file (--config FILE) and in the
+environment (--max-model-len is VLLM_NB_MAX_MODEL_LEN); the command line counts most, the file least."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point. Returns the exit status; a mistake or a failure is one line on stderr and status 1."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = _parser(argv).parse_args(argv)
     try:
+        args = _parser(argv).parse_args(argv)
         return args.handler(args)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
@@ -64,6 +74,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    configurable: dict[str, argparse.ArgumentParser] = {}
 
     def command(name: str, handler: Callable[[argparse.Namespace], int], text: str, examples: str = "") -> Any:
         sub = commands.add_parser(
@@ -74,11 +85,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(handler=handler)
+        if name in _CONFIGURABLE:
+            configurable[name] = sub
+            add_config_option(sub)
         return sub
 
     _add_serve(command("serve", serve, "serve the OpenAI API in the foreground", _SERVE_EXAMPLES))
     _add_run(command("run", run, "answer one prompt, with a running engine or a new one", _RUN_EXAMPLES))
-    _add_chat(command("chat", chat, "chat in the terminal, with a running engine or a new one"))
+    _add_chat(command("chat", chat, "chat in the terminal, with a running engine or a new one", _CHAT_EXAMPLES))
     _add_memory(
         command("memory", memory, "what memory an engine would take, before a model is loaded", _MEMORY_EXAMPLES)
     )
@@ -88,6 +102,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     stop_parser.add_argument("name", nargs="?", help="name or id, as in ps; may be left out when there is only one")
     stop_parser.add_argument("--all", action="store_true", help="end all of them")
     _add_addons(commands, argv)
+    apply(configurable, argv)
     return parser
 
 
@@ -103,10 +118,15 @@ def _add_addons(commands: Any, argv: Sequence[str]) -> None:
 
 _SERVE_EXAMPLES = """  vllm-nb serve smollm2
   vllm-nb serve ./model.gguf --port 8080 --max-model-len 4096
-  vllm-nb serve Qwen/Qwen3-0.6B --host 0.0.0.0 --api-key "$KEY"
+  VLLM_NB_API_KEY=secret vllm-nb serve Qwen/Qwen3-0.6B --host 0.0.0.0
+  vllm-nb serve smollm2 --config server.toml --allowed-origin https://app.example
 """
 _RUN_EXAMPLES = """  vllm-nb run smollm2 "Name three rivers." --temperature 0
-  vllm-nb run smollm2 - --json < prompt.txt
+  vllm-nb run smollm2 --json < prompt.txt
+  vllm-nb run smollm2 "Is water wet?" --structured-outputs '{"choice": ["yes", "no"]}'
+"""
+_CHAT_EXAMPLES = """  vllm-nb chat smollm2
+  vllm-nb chat smollm2 --system "Answer like a pirate." --temperature 0.8
 """
 
 
@@ -116,16 +136,21 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
     parser.add_argument(
         "--api-key",
-        default=os.environ.get("VLLM_NB_API_KEY"),
-        help="bearer token that every request must carry (default: $VLLM_NB_API_KEY, which no process list shows)",
+        help="bearer token that every request but /health must carry ($VLLM_NB_API_KEY is in no process list)",
     )
     parser.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a Host name to answer, behind a proxy"
+        "--without-api-key", action="store_true", help="listen on an open address though everybody may use the model"
+    )
+    parser.add_argument(
+        "--allowed-host", action=Append, default=[], metavar="NAME", help="a Host name to answer, behind a proxy"
+    )
+    parser.add_argument(
+        "--allowed-origin", action=Append, default=[], metavar="URL", help="a page's origin that may ask (CORS)"
     )
     parser.add_argument(
         "--mcp-config", metavar="FILE", help="JSON with the MCP servers (mcpServers) whose tools requests may use"
     )
-    _add_engine_options(parser)
+    add_engine_options(parser)
 
 
 _MEMORY_EXAMPLES = """  vllm-nb memory smollm2
@@ -136,83 +161,25 @@ _MEMORY_EXAMPLES = """  vllm-nb memory smollm2
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    _add_engine_options(parser)
+    add_engine_options(parser)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from stdin")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", default="-", help="the user's message; without, or with -, from stdin"
+    )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON, with usage and timings")
-    _add_sampling_options(parser)
-    _add_process_options(parser)
-    _add_engine_options(parser)
+    add_sampling_options(parser)
+    add_process_options(parser)
+    add_engine_options(parser)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
-    _add_sampling_options(parser)
-    _add_process_options(parser)
-    _add_engine_options(parser)
-
-
-_SAMPLING: dict[str, tuple[type, str]] = {
-    "temperature": (float, "0 is greedy"),
-    "top_p": (float, "keep the likeliest tokens of this mass"),
-    "top_k": (int, "keep this many tokens, 0 all"),
-    "min_p": (float, "drop tokens below this share of the likeliest"),
-    "repetition_penalty": (float, "above 1 discourages tokens seen before"),
-    "max_tokens": (int, "longest answer"),
-    "seed": (int, "the same seed gives the same answer"),
-}
-
-
-def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling (defaults are the model's)")
-    group.add_argument("--system", help="system message")
-    for name, (kind, text) in _SAMPLING.items():
-        group.add_argument(_flag(name), type=kind, default=argparse.SUPPRESS, help=text)
-    group.add_argument(
-        "--stop", action="append", default=argparse.SUPPRESS, help="text that ends the answer; repeatable"
-    )
-
-
-def _add_process_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("engine process")
-    group.add_argument("--name", help="what to call a new engine")
-    group.add_argument(
-        "--idle-timeout", type=float, default=1800.0, help="seconds it stays unused; 0 keeps it for ever"
-    )
-
-
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of EngineConfig, left out of the namespace unless given."""
-    group = parser.add_argument_group("engine")
-    for setting in fields(EngineConfig):
-        text = SETTINGS_HELP[setting.name]
-        if setting.default is not None:
-            text += f" (default {setting.default})"
-        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        if setting.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            kinds = [kind for kind in typing.get_args(setting.type) if kind is not type(None)]
-            options |= {"type": kinds[0] if kinds else setting.type, "choices": SETTINGS_CHOICES.get(setting.name)}
-        group.add_argument(_flag(setting.name), **options)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {f.name: getattr(args, f.name) for f in fields(EngineConfig) if hasattr(args, f.name)}
-
-
-def _sampling_params(args: argparse.Namespace) -> dict[str, Any]:
-    """Those given. Raises ValueError for a wrong one, before an engine is started for it."""
-    params = {name: getattr(args, name) for name in (*_SAMPLING, "stop") if hasattr(args, name)}
-    SamplingParams(**params)
-    return params
+    add_sampling_options(parser)
+    add_process_options(parser)
+    add_engine_options(parser)
 
 
 # Commands
@@ -227,9 +194,12 @@ def serve(args: argparse.Namespace) -> int:
     from vllm_nb.server.mcp_servers import McpServers
     from vllm_nb.server.security import Policy
 
-    config = EngineConfig.from_dict(_engine_settings(args))
+    config = EngineConfig.from_dict(engine_settings(args))
     mcp = McpServers.from_file(args.mcp_config)
-    policy = Policy.for_address(args.host, args.api_key, args.allowed_host)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    policy = Policy.for_address(
+        args.host, args.api_key, args.allowed_host, args.allowed_origin, without_token=args.without_api_key
+    )
     listener = bind(args.host, args.port)
     address = f"http://{_bracketed(args.host)}:{listener.getsockname()[1]}"
 
@@ -269,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     messages = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": prompt})
-    params = _sampling_params(args)
+    params = sampling_params(args)
     client = _engine(args)
     if args.json:
         print(json.dumps(asdict(client.chat(messages, **params))))
@@ -284,7 +254,7 @@ def chat(args: argparse.Namespace) -> int:
     """Chat in the terminal."""
     from vllm_nb.client.terminal import chat as converse
 
-    params = _sampling_params(args)
+    params = sampling_params(args)
     converse(_engine(args), args.system, params)
     return 0
 
@@ -301,7 +271,7 @@ def _engine(args: argparse.Namespace) -> Any:
             name=args.name,
             idle_timeout=args.idle_timeout or None,
             on_progress=bars,
-            **_engine_settings(args),
+            **engine_settings(args),
         )
     if isinstance(outcome, Failed):
         raise VllmNbError(f"{outcome.message} (log: {outcome.log_path})")
@@ -318,7 +288,7 @@ def memory(args: argparse.Namespace) -> int:
     """Print what memory an engine would take."""
     from vllm_nb.bench.memory import run
 
-    return run(args.model, _engine_settings(args), as_json=args.json)
+    return run(args.model, engine_settings(args), as_json=args.json)
 
 
 def ps(args: argparse.Namespace) -> int:
@@ -358,7 +328,3 @@ def stop(args: argparse.Namespace) -> int:
     for stopped in end(args.name, all=args.all):
         print(f"stopped {stopped.name} (pid {stopped.pid})", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
