@@ -1,5 +1,6 @@
 """An engine of this process, seen from outside: its state, its events, and halting it between two steps."""
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import cached_property
@@ -78,6 +79,10 @@ class Inside(Observed):
 
     def events(self, offset: int | None = None, *, follow: bool = True) -> Generator[Batch, None, None]:
         return self.event_reader(offset).batches(follow=follow)
+
+    def forget_events(self) -> None:
+        """Give up the kept events now, and with them their cost, instead of half a minute after the last reader."""
+        self._loop.call(lambda core: core.events.expire(math.inf))
 
     def event_reader(self, offset: int | None = None) -> EventReader:
         """A reader of the event log that never waits for events."""

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_serve(benches.add_parser("serve", help="load on any server with OpenAI's routes: what its clients see"))
     _add_overhead(benches.add_parser("overhead", help="what HTTP and streaming cost, beside the engine alone"))
     _add_notebook(benches.add_parser("notebook", help="what a notebook waits for: %%load_ext, start, reuse, a cell"))
+    _add_events(benches.add_parser("events", help="what it costs when the engine's events are read"))
     _add_kernels(benches.add_parser("kernels", help="a step on the CPU: time by kernel, and what the machine allows"))
     _add_gpu(benches.add_parser("gpu", help="a GPU's kernels, steps and throughput, beside floors and PyTorch"))
     _add_compile(benches.add_parser("compile", help="the Triton kernels, compiled for GPUs that need not be there"))
@@ -118,6 +119,14 @@ def _notebook(args: argparse.Namespace) -> int:
     from vllm_nb.bench.notebook import run
 
     return run(args.model, args.requests)
+
+
+def _add_events(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once")
+    parser.add_argument("--output", type=int, default=64, metavar="TOKENS", help="answer length (default 64)")
+    parser.add_argument("--repeats", type=int, default=8, metavar="N", help="pairs of each batch size (default 8)")
+    parser.set_defaults(handler=_events)
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +226,12 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _overhead(args: argparse.Namespace) -> int:
     from vllm_nb.bench.overhead import run
+
+    return run(args)
+
+
+def _events(args: argparse.Namespace) -> int:
+    from vllm_nb.bench.events import run
 
     return run(args)
 

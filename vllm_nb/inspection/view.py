@@ -58,7 +58,10 @@ class SequenceView:
         return self.tokens[self.prompt_len :]
 
     def copy(self) -> "SequenceView":
-        return replace(self, tokens=self.tokens.copy(), blocks=self.blocks.copy(), logprobs=self.logprobs.copy())
+        copied = SequenceView.__new__(SequenceView)
+        copied.__dict__.update(self.__dict__)
+        copied.tokens, copied.blocks, copied.logprobs = self.tokens.copy(), self.blocks.copy(), self.logprobs.copy()
+        return copied
 
 
 @dataclass
@@ -106,6 +109,7 @@ class EngineView:
         self.stored: dict[int, StoredBlock] = {}
         self.block_of: dict[str, int] = {}
         self.changed: set[int] = set()
+        self._fresh: list[int] = []  # blocks that the last step wrote to
         self._leading: list[int] = []  # as of the last step
         self._new: set[int] = set()  # queued since the last step
 
@@ -320,35 +324,29 @@ class EngineView:
             seq.logprobs[event.position] = event
 
     def _step_done(self, event: StepDone) -> None:
-        last = self.last_step
-        if last is not None:  # what was just written is so no longer
-            self._write(last)
+        self.changed.update(self._fresh)  # what was just written is so no longer
         self.step, self.time, self.last_step = event.step, event.time, event
         self._leading, self._new = self.waiting[: event.leading], set()
+        fresh: list[int] = []
+        size, sequences = self.info.block_size, self.sequences
         for number, count in zip(event.sequences, event.num_tokens, strict=True):
-            seq = self.sequences.get(number)
+            seq = sequences.get(number)
             if seq is None:  # long finished: more ended in this step than are remembered
                 continue
             if seq.status == "running":
-                seq.computed += count
+                seq.computed = end = seq.computed + count
+                blocks = seq.blocks
             else:
-                seq.last_computed += count
-        self._write(event, event.step)
-
-    def _write(self, step: StepDone, number: int | None = None) -> None:
-        """Mark the blocks a step wrote to as changed, and as written in step `number`."""
-        size = self.info.block_size
-        for sequence, count in zip(step.sequences, step.num_tokens, strict=True):
-            seq = self.sequences.get(sequence)
-            if seq is None:
-                continue
-            running = seq.status == "running"
-            blocks, end = (seq.blocks, seq.computed) if running else (seq.last_blocks, seq.last_computed)
-            written = blocks[(end - count) // size : (end - 1) // size + 1]
-            self.changed.update(written)
-            if number is not None:
-                for block in written:
-                    self.written[block] = number
+                seq.last_computed = end = seq.last_computed + count
+                blocks = seq.last_blocks
+            if count == 1:
+                fresh.append(blocks[(end - 1) // size])
+            else:
+                fresh += blocks[(end - count) // size : (end - 1) // size + 1]
+        for block in fresh:
+            self.written[block] = event.step
+        self.changed.update(fresh)
+        self._fresh = fresh
 
     def _paused(self, event: events.EnginePaused) -> None:
         self.paused, self.time = True, event.time
