@@ -126,6 +126,18 @@ def test_strict_tools_are_held_to_their_schema_whenever_they_are_called(name):
     assert names == set(SCHEMAS)
 
 
+def test_reasoning_that_the_prompt_has_opened_goes_on_freely():
+    options = ChatOptions(tools=TOOLS, tool_choice="required")
+    letter = ord("!") - 33  # the first of the byte alphabet
+    for prompt, free in (("Hi<think>\n", True), ("Hi", False)):
+        tokenizer, dialogue, ids = dialogue_of("hermes", True, prompt, options)
+        grammars = Grammars(tokenizer, tokenizer.eos_ids, tokenizer.vocab_size, dialogue.control_ids)
+        grammar = Grammar(grammars.submit(dialogue.grammar(ids, options, None)).result(), grammars.eos_ids)
+        bits = np.zeros(-(-tokenizer.vocab_size // 32), np.uint32)
+        grammar.fill(bits, np.array(tokenizer.eos_ids), True)
+        assert bool(unpacked(bits[None], tokenizer.vocab_size)[0, letter]) is free
+
+
 def test_nothing_is_constrained_that_need_not_be():
     _, dialogue, ids = dialogue_of("hermes", True, "Hi", ChatOptions())
     assert dialogue.grammar(ids, ChatOptions(tools=TOOLS), None) is None

@@ -2,6 +2,7 @@
 
 import re
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,16 +15,27 @@ from vllm_nb.errors import RequestError
 from vllm_nb.sampling import SamplingParams, StructuredOutputs
 from vllm_nb.text.constraints import MAX_CACHED, Grammars
 from vllm_nb.text.grammar import output_grammar
+from vllm_nb.text.tokenizer import Tokenizer
 from vllm_nb.weights.checkpoint import open_checkpoint
 
 WORDS = ["yes", "yesterday", "no", "nobody", "ünïcödé", "日本", "😀!", "y"]
 
 
+@dataclass
+class Vocabulary:
+    tokenizer: Tokenizer
+    size: int  # of the model's logits
+    grammars: Grammars
+    tokens: list[bytes]
+
+
 @pytest.fixture(scope="module", params=["tiny_model_path", "smollm2_path", "gemma3_path"])
 def vocabulary(request):
-    """(tokenizer, model's vocabulary size): bytes from a folder; BPE and sentencepiece from GGUF."""
+    """Bytes, from a folder; BPE and sentencepiece, from GGUF."""
     with closing(open_checkpoint(request.getfixturevalue(request.param))) as checkpoint:
-        return checkpoint.load_tokenizer(), checkpoint.config.vocab_size
+        tokenizer, size = checkpoint.load_tokenizer(), checkpoint.config.vocab_size
+    tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    return Vocabulary(tokenizer, size, Grammars(tokenizer, tokenizer.eos_ids, size), tokens)
 
 
 def matcher(grammars, **outputs):
@@ -37,16 +49,17 @@ def allowed(grammar, size, stop_ids=(), may_stop=True) -> set[int]:
 
 
 def test_masks_of_a_choice(vocabulary):
-    tokenizer, size = vocabulary
-    grammars = Grammars(tokenizer, tokenizer.eos_ids, size)
-    tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    tokenizer, size, grammars = vocabulary.tokenizer, vocabulary.size, vocabulary.grammars
+    tokens = vocabulary.tokens
     stop = [7, *tokenizer.eos_ids]
     for word in WORDS:
         grammar = Grammar(matcher(grammars, choice=WORDS), grammars.eos_ids)
         said = b""
         for token in tokenizer.encode(word):
             ends = {option.encode() for option in WORDS}
-            following = {i for i, data in enumerate(tokens) if data and any(e.startswith(said + data) for e in ends)}
+            rests = {end[len(said) : i] for end in ends if end.startswith(said) for i in range(len(said) + 1, 99)}
+            rests.discard(b"")
+            following = {i for i, data in enumerate(tokens) if data in rests}
             finished = set(stop) if said in ends else set()
             mask = allowed(grammar, size, stop)
             if is_forced(said, ends):  # then only the tokens that the text would be cut into
@@ -68,13 +81,12 @@ def is_forced(said: bytes, ends: set[bytes]) -> bool:
 
 def test_masks_of_a_regular_expression(vocabulary):
     """Python's own engine says what can still match: every prefix of [a-c]{2}\\d+x is a prefix of a match."""
-    tokenizer, size = vocabulary
-    grammars = Grammars(tokenizer, tokenizer.eos_ids, size)
+    tokenizer, size, grammars = vocabulary.tokenizer, vocabulary.size, vocabulary.grammars
     prefix = re.compile(rb"(?:[a-c]?|[a-c]{2}\d*|[a-c]{2}\d+x)\Z")
     grammar = Grammar(matcher(grammars, regex=r"[a-c]{2}[0-9]+x"), grammars.eos_ids)
     said = b""
     for token in tokenizer.encode("ab12x"):
-        data = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        data = vocabulary.tokens
         assert allowed(grammar, size) == {i for i, piece in enumerate(data) if piece and prefix.match(said + piece)}
         assert grammar.advance(token)
         said += data[token]
@@ -82,16 +94,14 @@ def test_masks_of_a_regular_expression(vocabulary):
 
 
 def test_control_tokens_are_never_text(vocabulary):
-    tokenizer, size = vocabulary
-    grammars = Grammars(tokenizer, tokenizer.eos_ids, size)
+    tokenizer, size, grammars = vocabulary.tokenizer, vocabulary.size, vocabulary.grammars
     grammar = Grammar(matcher(grammars, regex="(.|\n)*"), grammars.eos_ids)
     assert not allowed(grammar, size) & tokenizer.special_ids
     assert not allowed(grammar, size) & set(range(tokenizer.vocab_size, size))
 
 
 def test_a_fork_goes_its_own_way(vocabulary):
-    tokenizer, size = vocabulary
-    grammars = Grammars(tokenizer, tokenizer.eos_ids, size)
+    tokenizer, size, grammars = vocabulary.tokenizer, vocabulary.size, vocabulary.grammars
     first = Grammar(matcher(grammars, choice=["aa", "ab"]), grammars.eos_ids)
     (a,) = tokenizer.encode("a")[-1:]
     fork = first.fork()
@@ -101,8 +111,7 @@ def test_a_fork_goes_its_own_way(vocabulary):
 
 
 def test_a_token_that_does_not_fit_is_an_error(vocabulary):
-    tokenizer, size = vocabulary
-    grammars = Grammars(tokenizer, tokenizer.eos_ids, size)
+    tokenizer, size, grammars = vocabulary.tokenizer, vocabulary.size, vocabulary.grammars
     grammar = Grammar(matcher(grammars, choice=["yes"]), grammars.eos_ids)
     assert not grammar.advance(tokenizer.encode("no")[-1])
     assert grammar.error
@@ -111,8 +120,7 @@ def test_a_token_that_does_not_fit_is_an_error(vocabulary):
 
 
 def test_the_cache_is_bounded_and_failures_are_not_kept(vocabulary):
-    tokenizer, size = vocabulary
-    grammars = Grammars(tokenizer, tokenizer.eos_ids, size)
+    grammars = vocabulary.grammars
     for i in range(MAX_CACHED + 5):
         matcher(grammars, choice=[f"x{i}"])
     with pytest.raises(RequestError, match=r"the structured output cannot be compiled: .*look-around"):
