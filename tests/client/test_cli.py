@@ -190,6 +190,23 @@ def test_serve_answers_until_interrupted(tiny_model_path):
     assert rest == ""
 
 
+def test_sigterm_finishes_what_runs_and_ends_with_0(tiny_model_path):
+    args = ["serve", str(tiny_model_path), "--port", "0", *OPTIONS]
+    with subprocess.Popen([*COMMAND, *args], stderr=subprocess.PIPE, text=True) as process:
+        line = next(line for line in process.stderr if "is served at" in line)
+        url = re.search(r"http://127\.0\.0\.1:\d+", line)[0]
+        body = {"prompt": "Hi", "max_tokens": 3000, "ignore_eos": True, "stream": True, "return_token_ids": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            events = [next(lines)]
+            process.send_signal(signal.SIGTERM)
+            events += [line for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        ids = [json.loads(event[6:])["choices"][0]["token_ids"] for event in events[:-1]]
+        assert sum(map(len, ids)) == 3000
+        assert process.wait(60) == 0
+
+
 def test_serve_refuses_a_taken_port_before_it_loads():
     import socket
 

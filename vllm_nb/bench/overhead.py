@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         for _ in range(args.rounds):
             alone.append(_alone(engine, workload, args.requests))
             served.append(asyncio.run(_served(url, workload, args)))
-    rates = [float(np.median([row["output_tokens_per_second"] for row in rows])) for rows in (alone, served)]
+    rates = [round(float(np.median([row["output_tokens_per_second"] for row in rows])), 1) for rows in (alone, served)]
     rows = [{"what": "engine alone"} | alone[-1], {"what": "over HTTP"} | served[-1]]
     for row, rate in zip(rows, rates, strict=True):
         row |= {"output_tokens_per_second": rate, "cost_percent": round(100 * (1 - rate / rates[0]), 1)}

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -219,10 +220,13 @@ def serve(args: argparse.Namespace) -> int:
 
     host = EngineHost(load, names=(args.model,))
     host.mcp = mcp
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again after its drain
     try:
         run(host, listener, policy)
     except KeyboardInterrupt:
         end_process(_INTERRUPTED)
+    except SystemExit:
+        end_process(0)
     if host.failure is not None:
         print(f"error: {host.failure}", file=sys.stderr)
     end_process(0 if host.failure is None else 1)
