@@ -58,6 +58,7 @@ COMMANDS = {
     "use": Command("NAME", "which of them %%vllm talks to in this notebook", "lifecycle:USE"),
     "attach": Command("NAME|URL", "the same, or any server with OpenAI's routes", "lifecycle:ATTACH"),
     "stop": Command("[NAME]", "end an engine", "lifecycle:STOP"),
+    "ui": Command("[NAME]", "a link to an engine's web page: chat in a browser", "page:UI"),
     "logs": Command("[NAME]", "the end of an engine's log; -f follows it", "logs:LOGS"),
     "chat": Command("[ACTION]", "the conversations of %%vllm --chat NAME", "chat:CHAT"),
     "panel": Command("NAME", "a live picture: kv, throughput, schedule, ...", "inspect:PANEL"),
