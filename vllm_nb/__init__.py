@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vllm_nb.inspection.recording import replay
     from vllm_nb.messages import ChatMessage, ImagePart, TextPart, ToolCall
     from vllm_nb.notebook.chat import chat
-    from vllm_nb.notebook.panels import dashboard, panel
+    from vllm_nb.notebook.panels.entry import dashboard, panel
     from vllm_nb.outputs import GenerationOutput, StreamItem, ToolCallDelta
     from vllm_nb.sampling import SamplingParams, StructuredOutputs
     from vllm_nb.weights.hub import ModelRepo
@@ -97,7 +97,7 @@ _HOMES = {
     "vllm_nb.inspection.recording": ("replay",),
     "vllm_nb.notebook.chat": ("chat",),
     "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart", "ToolCall"),
-    "vllm_nb.notebook.panels": ("dashboard", "panel"),
+    "vllm_nb.notebook.panels.entry": ("dashboard", "panel"),
     "vllm_nb.outputs": ("GenerationOutput", "StreamItem", "ToolCallDelta"),
     "vllm_nb.sampling": ("SamplingParams", "StructuredOutputs"),
     "vllm_nb.weights.hub": ("ModelRepo",),

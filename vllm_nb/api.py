@@ -218,6 +218,9 @@ class Engine(Inside):
             size=self._hidden_size,
         )
 
+    def go_on(self, token_ids: list[int], **params: Any) -> None:
+        self.generate(SamplingParams(**params), Prompt(token_ids=token_ids))
+
     def abort(self, request_id: str) -> None:
         """End a request wherever it was started; unknown ids are ignored."""
         self._loop.abort(request_id)

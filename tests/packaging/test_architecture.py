@@ -39,6 +39,7 @@ API = {"api", "request", "response", "streams", "embeddings", "event_reader", "i
 EXCEPTIONS = {
     ("vllm_nb.api", "server"): "Engine.start_server(), the seed API, imports the server when it is called",
     ("vllm_nb.inspection.observed", "notebook"): "Observed.panel() imports the panels when it is called",
+    ("vllm_nb.client.completion", "notebook"): "Completion.panel() imports the panels when it is called",
     ("vllm_nb.inspection.timeline", "notebook"): "and so does Timeline.panel()",
 }
 

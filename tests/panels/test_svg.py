@@ -11,6 +11,7 @@ from vllm_nb.notebook.panels.svg import Svg, nice_ticks, shortened, table
 
 SVG = "{http://www.w3.org/2000/svg}"
 printable = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"))
+anything = st.text(st.characters(exclude_categories=()))
 
 
 def drawn(picture: Svg) -> ET.Element:
@@ -27,6 +28,13 @@ def test_any_text_is_shown_as_it_is(title: str, text: str) -> None:
     assert (root.findtext(f"{SVG}desc") or "") == text
     assert root.findall(f"{SVG}text")[-1].text in (text, None)
     assert root.get("role") == "img"
+
+
+@given(anything)
+def test_no_text_breaks_the_picture(text: str) -> None:
+    picture = Svg(100, 50, text, text)
+    picture.text(1, 2, text)
+    drawn(picture)
 
 
 def test_colours_are_attributes_that_a_dark_page_repaints() -> None:

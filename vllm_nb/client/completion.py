@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from vllm_nb.errors import RequestError
+from vllm_nb.errors import RequestError, VllmNbError
 from vllm_nb.messages import ChatMessage, ToolCall
 from vllm_nb.outputs import Choice, StreamItem, TokenLogprob, ToolCallDelta, Usage
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vllm_nb.client.base import Query
     from vllm_nb.client.http import EngineClient
     from vllm_nb.client.schema import Shape
+    from vllm_nb.notebook.panels.picture import Picture
 
 
 @dataclass(slots=True)
@@ -155,6 +156,24 @@ class Completion(_Asked):
         query, client = self._asked()
         forked = fork(self, client, {**query.params, **changes}, at_token, token, choice)
         return forked.of(query, client)
+
+    def panel(self) -> "Picture":
+        """The tokens with their alternatives, to look at and to fork at. Raises RequestError where the answer was not
+        asked for with logprobs, VllmNbError where anywidget is missing."""
+        from vllm_nb.notebook.panels.entry import tokens_of
+
+        return tokens_of(self)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """What the tokens were sampled with: temperature, top_k, top_p, min_p, repetition_penalty; empty: unknown."""
+        try:
+            query, client = self._asked()
+            given = {name: value for name, value in query.params.items() if value is not None}
+            known = client.default_sampling
+        except VllmNbError:  # another server than ours, or none any more
+            return {}
+        return {name: given.get(name, value) for name, value in known.items()}
 
     @property
     def summary(self) -> str:

@@ -178,6 +178,15 @@ class EngineClient(BaseClient, Observed):
     def events(self, offset: int | None = None, *, follow: bool = True) -> Generator[Batch, None, None]:
         return read_events(self, offset, follow)
 
+    @cached_property
+    def default_sampling(self) -> dict[str, float]:
+        """What the model's makers advise, completed by neutral values: temperature, top_k, top_p, min_p and
+        repetition_penalty of requests that don't say."""
+        return self._call("GET", "/inspect/sampling")
+
+    def go_on(self, token_ids: list[int], **params: Any) -> None:
+        self.generate(token_ids, **params)
+
     @property
     def identity(self) -> str:
         return self.url

@@ -30,6 +30,10 @@ class Observed(ABC):
     def read_rate(self) -> float:
         """Bytes a second that the engine's machine reads from memory, as it measured when first asked."""
 
+    @abstractmethod
+    def go_on(self, token_ids: list[int], **params: Any) -> None:
+        """Answer a raw prompt, for those who watch: the answer itself is not returned. params: of SamplingParams."""
+
     def timeline(self) -> LiveTimeline:
         """Follow the engine from now on; `.at(step)` is the state after a step, `.close()` the end."""
         return LiveTimeline(self)

@@ -1,8 +1,10 @@
 """A stretch of an engine's life, recorded or followed live: its events, and the state after any of its steps."""
 
+import json
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_nb.events import Batch, Event, EventFormatError, StepDone
@@ -167,6 +169,15 @@ class Timeline:
         from vllm_nb.notebook.panels import open_panel
 
         return open_panel(self, name, settings)
+
+    def to_chrome_trace(self, path: str | Path) -> Path:
+        """Write all steps as a trace for ui.perfetto.dev and chrome://tracing."""
+        from vllm_nb.inspection.histories import history_of
+        from vllm_nb.inspection.trace import chrome_trace
+
+        path = Path(path).expanduser()
+        path.write_text(json.dumps(chrome_trace(history_of(self))), encoding="utf-8")
+        return path
 
     def text_of(self, token_ids: list[int]) -> str:
         """Tokens for the eye, on one line: special ones by name, what cannot be printed as Python escapes it."""

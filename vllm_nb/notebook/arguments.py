@@ -39,6 +39,9 @@ class CellOptions:
         return "schema" in self.params
 
 
+PANEL_LOGPROBS = 10  # alternatives that `--panel tokens` asks for
+
+
 def _ids(text: str) -> list[int]:
     return [int(word) for word in text.replace(" ", ",").split(",") if word]
 
@@ -152,6 +155,8 @@ def parse_cell(
         if getattr(options, name) is None and not (options.raw and name == "system"):
             setattr(options, name, value)
     params = {name: value for name, value in vars(options).items() if name in _SAMPLING_FIELDS and value is not None}
+    if "tokens" in (options.panel or ()):
+        params.setdefault("logprobs", PANEL_LOGPROBS)
     try:
         SamplingParams(**params)
         params |= _form(options, namespace)

@@ -1,4 +1,4 @@
-"""Our routes for what an engine costs: its memory, and how fast this machine reads it."""
+"""Our routes for what an engine costs, its memory and how fast this machine reads it, and for what it samples with."""
 
 import asyncio
 from typing import Any
@@ -21,5 +21,9 @@ def create_router(host: EngineHost) -> APIRouter:
         """How fast this machine reads memory."""
         engine = host.require_engine()
         return {"read_bytes_per_second": await asyncio.to_thread(lambda: engine.read_rate)}
+
+    @router.get("/inspect/sampling")
+    async def sampling() -> dict[str, float]:
+        return host.require_engine().default_params.distribution()
 
     return router

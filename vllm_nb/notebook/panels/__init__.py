@@ -3,25 +3,22 @@
 To add one: a line in PANELS, and a Panel in a module of this folder.
 """
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vllm_nb.client.process import attach
 from vllm_nb.errors import VllmNbError
 from vllm_nb.inspection.follow import LiveTimeline
 from vllm_nb.inspection.observed import Observed
 from vllm_nb.inspection.timeline import Timeline
 
 if TYPE_CHECKING:
-    from vllm_nb.notebook.panels.dashboard import Dashboard
     from vllm_nb.notebook.panels.panel import Panel
-    from vllm_nb.notebook.panels.picture import Picture
 
 PANELS = {  # name -> "module:class", in the order of a dashboard
     "kv": "kv:KvPanel",
     "throughput": "throughput:ThroughputPanel",
     "schedule": "schedule:SchedulePanel",
+    "tokens": "tokens:TokensPanel",
     "memory": "memory:MemoryPanel",
     "paging": "paging:PagingPanel",
 }
@@ -36,7 +33,7 @@ def open_panel(timeline: Timeline, name: str, settings: dict[str, Any]) -> "Pane
     """
     if name not in PANELS:
         raise VllmNbError(f"there is no panel {name!r}; there are {', '.join(sorted(PANELS))}")
-    _check_installed()
+    check_installed()
     from vllm_nb.notebook.panels.panel import panel_of
 
     module, _, kind = PANELS[name].partition(":")
@@ -53,38 +50,8 @@ def open_live_panel(source: Observed, name: str, settings: dict[str, Any]) -> "P
     return open_panel(known[1], name, settings)
 
 
-def panel(
-    name: str,
-    source: Observed | Timeline | None = None,
-    *,
-    model: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> "Picture":
-    """A panel of `source`: an engine, a client or a recording; None: of the engine that runs.
-
-    With a `model` and the name "memory": what that model would take with an EngineConfig of these fields, before it is
-    loaded. Raises VllmNbError for an unknown name or setting, ValueError where several engines run.
-    """
-    if model is None:
-        return (source or attach()).panel(name, **settings)
-    if name != "memory":
-        raise VllmNbError(f"panel {name!r} shows an engine that runs; of a model alone there is only 'memory'")
-    _check_installed()
-    from vllm_nb.notebook.panels.memory import MemoryPicture
-
-    return MemoryPicture.of_model(model, dict(config or {}), settings)
-
-
-def dashboard(source: Observed | Timeline | None = None) -> "Dashboard":
-    """All panels together, of an engine, a client or a recording; None: of the engine that runs."""
-    _check_installed()
-    from vllm_nb.notebook.panels.dashboard import Dashboard
-
-    return Dashboard(source or attach())
-
-
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raises VllmNbError where anywidget is missing."""
     try:
         import anywidget  # noqa: F401
     except ImportError:

@@ -23,7 +23,7 @@ class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
         layout = ipywidgets.Layout(
             grid_template_columns="repeat(auto-fit, minmax(min(460px, 100%), 1fr))",
             grid_gap=f"{_GAP:.0f}px",
-            align_items="start",
+            align_items="flex-start",
         )
         super().__init__(list(self.panels.values()), layout=layout)
         self.add_class("vn-dashboard")  # panel.css: the first panel's bar serves all
@@ -56,8 +56,7 @@ class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
         return "".join(panel.html() for panel in self.panels.values())
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        data, metadata = super()._repr_mimebundle_(**options)
-        return data | {"text/html": self.html()}, metadata
+        return super()._repr_mimebundle_(**options) | {"text/html": self.html()}
 
     def __repr__(self) -> str:
         return f"<Dashboard: {', '.join(self.panels)}>"

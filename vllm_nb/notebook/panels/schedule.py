@@ -1,6 +1,5 @@
 """Schedule: a lane a sequence, a column a step; below, the token budget and the phases of each step."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import traitlets
 
 from vllm_nb.inspection.histories import history_of
 from vllm_nb.inspection.history import PHASES, History, Lane
-from vllm_nb.inspection.trace import chrome_trace
 from vllm_nb.inspection.view import EngineView
 from vllm_nb.notebook.panels.charts import number
 from vllm_nb.notebook.panels.panel import Panel
@@ -49,13 +47,10 @@ class SchedulePanel(Panel):
 
     def save(self, path: str | Path) -> Path:
         """As every panel, and for a name that ends in .json, all steps as a trace for ui.perfetto.dev."""
-        path = Path(path).expanduser()
-        if path.suffix != ".json":
+        if Path(path).suffix != ".json":
             return super().save(path)
         with self.player.lock:
-            trace = chrome_trace(history_of(self.timeline))
-        path.write_text(json.dumps(trace), encoding="utf-8")
-        return path
+            return self.timeline.to_chrome_trace(path)
 
     @traitlets.observe("columns")
     def _look_again(self, _: Any) -> None:

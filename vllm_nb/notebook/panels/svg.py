@@ -87,7 +87,7 @@ class Svg:
         style += ' font-family="monospace"' if mono else ""
         style += f' text-anchor="{anchor}"' if anchor != "start" else ""
         place = f'x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}"'
-        self._parts.append(f"<text {place}{style}{_paint(fill, None)}>{escape(text)}</text>")
+        self._parts.append(f"<text {place}{style}{_paint(fill, None)}>{escaped(text)}</text>")
 
     def hatch(self, role: str, angle: int = 45) -> str:
         """A fill of stripes in that colour."""
@@ -105,7 +105,7 @@ class Svg:
         self._parts.append(f'<g transform="translate({_n(x)} {_n(y)})">{"".join(other._parts)}</g>')
 
     def _add(self, start: str, tag: str, hint: str) -> None:
-        self._parts.append(f"{start}><title>{escape(hint)}</title></{tag}>" if hint else f"{start}/>")
+        self._parts.append(f"{start}><title>{escaped(hint)}</title></{tag}>" if hint else f"{start}/>")
 
     def __str__(self) -> str:
         definitions = f"<defs>{''.join(self._patterns.values())}</defs>" if self._patterns else ""
@@ -113,10 +113,18 @@ class Svg:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="vllm-nb-picture" role="img" font-family="{FONT}" '
             f'width="{_n(self.width)}" height="{_n(self.height)}" viewBox="0 0 {_n(self.width)} {_n(self.height)}">'
-            f"<title>{escape(self._title)}</title><desc>{escape(self._description)}</desc>"
+            f"<title>{escaped(self._title)}</title><desc>{escaped(self._description)}</desc>"
             f"<style>{_dark_style(body + definitions)}</style>{definitions}"
             f'<rect width="100%" height="100%"{_paint("page", None)}/>{body}</svg>'
         )
+
+
+_UNSEEN = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421, 0xFFFE: 0xFFFD, 0xFFFF: 0xFFFD}
+
+
+def escaped(text: str) -> str:
+    """Escaped, with a picture for each control character, which XML has no place for."""
+    return escape(text.translate(_UNSEEN).encode(errors="replace").decode())
 
 
 def text_width(text: str, size: float = 12.0) -> float:
@@ -131,10 +139,10 @@ def shortened(text: str, most: int) -> str:
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """HTML: the numbers of a picture as a table that opens on demand, for those who cannot see it."""
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in row)}</tr>" for row in rows)
+    head = "".join(f'<th scope="col">{escaped(column)}</th>' for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{escaped(str(value))}</td>' for value in row)}</tr>" for row in rows)
     return (
-        f"<details><summary>{escape(caption)}</summary>"
+        f"<details><summary>{escaped(caption)}</summary>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></details>"
     )
 
