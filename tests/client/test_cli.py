@@ -280,6 +280,25 @@ def test_chat_remembers_resets_and_survives_an_interrupt(engine, tiny_model_path
     assert terminal.process.wait(60) == 0
 
 
+def test_chat_takes_several_lines_retries_and_undoes(engine, tiny_model_path):
+    def used() -> dict:
+        return engine.client.send("GET", "/v1/usage").json()
+
+    prompt = engine.client.chat("first\nsecond", max_tokens=1).usage.prompt_tokens
+    before = used()
+    terminal = Terminal("chat", tiny_model_path, "--max-tokens", 8, "--temperature", 0, *OPTIONS)
+    for line in ('"""first', "second", '"""', "/retry", "/undo", "/retry"):  # the last finds no question
+        terminal.expect(r"[>.] ")
+        terminal.say(line)
+        if line == "/retry" or line == '"""':
+            terminal.expect(r"tokens? · |> ")
+    terminal.say("/exit")
+    assert terminal.process.wait(60) == 0
+    after = used()
+    assert after["requests"] - before["requests"] == 2
+    assert after["prompt_tokens"] - before["prompt_tokens"] == 2 * prompt
+
+
 def test_control_characters_of_a_model_do_not_reach_the_terminal():
     from vllm_nb.client.terminal import _CONTROL
 

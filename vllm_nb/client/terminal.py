@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 # What a model writes must not move the cursor, retitle the window or hide text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-_HELP = "/reset forgets the conversation, /exit (or Ctrl+D) leaves, Ctrl+C stops an answer"
+_HELP = (
+    "/reset forgets the conversation, /undo the last turn, /retry asks it again, /exit (or Ctrl+D) leaves, "
+    'Ctrl+C stops an answer, """ begins and ends a text of several lines'
+)
+_QUOTES = '"' * 3
 
 
 class ProgressBars:
@@ -102,7 +106,7 @@ def chat(client: EngineClient, system: str | None, params: Mapping[str, Any]) ->
     conversation = list(opening)
     while True:
         try:
-            text = input("> ").strip()
+            text = _read()
         except EOFError:
             print()
             return
@@ -113,10 +117,33 @@ def chat(client: EngineClient, system: str | None, params: Mapping[str, Any]) ->
             return
         if text == "/reset":
             conversation = list(opening)
+        elif text in ("/undo", "/retry"):
+            question = _take_back(conversation)
+            if question is not None and text == "/retry":
+                _turn(client, conversation, question, params)
         elif text.startswith("/"):
             print(_HELP, file=sys.stderr)
         elif text:
             _turn(client, conversation, text, params)
+
+
+def _read() -> str:
+    """What is typed next; several lines between triple quotes."""
+    text = input("> ").strip()
+    if not text.startswith(_QUOTES):
+        return text
+    lines = [text.removeprefix(_QUOTES)]
+    while not lines[-1].rstrip().endswith(_QUOTES):
+        lines.append(input(". "))
+    return "\n".join(lines).rstrip().removesuffix(_QUOTES).strip()
+
+
+def _take_back(conversation: list[dict[str, str]]) -> str | None:
+    """Forget the last question and its answer. Returns the question; None where there is none."""
+    if not conversation or conversation[-1]["role"] != "assistant":
+        return None
+    conversation.pop()
+    return conversation.pop()["content"]
 
 
 def _turn(client: EngineClient, conversation: list[dict[str, str]], text: str, params: Mapping[str, Any]) -> None:
