@@ -4,17 +4,23 @@ A sub-block is 16 neighbouring tokens of one KV head. Keys lie dimension by dime
 16 tokens in the lanes, so that q times 16 keys needs no sum across lanes; values lie 16 dimensions by 16 dimensions,
 token by token (bfloat16: pair by pair), with the dimensions in the lanes.
 
+    8 bits    keys   [blocks, sub-blocks, heads] of: uint8 [dim / 32, 8, 16, 4], float16 scales [dim / 32, 16]
+              values [blocks, sub-blocks, heads] of: uint8 [dim / 16, 4, 16, 4], float16 scales [16]
     bfloat16  keys [blocks, sub-blocks, heads, dim / 2, 16, 2]   values [blocks, sub-blocks, heads, dim / 16, 8, 16, 2]
     float32   keys [blocks, sub-blocks, heads, dim, 16]          values [blocks, sub-blocks, heads, dim / 16, 16, 16]
 
-`dim` is the head size, rounded up to a multiple of 16.
+`dim` is the head size, rounded up to a multiple of 16 (keys in 8 bits: of 32). In 8 bits, keys have a scale for each
+token and 32 dimensions, since some models have dimensions far larger than the others, and values one for each token.
+A number is (byte - 128) * scale. Both are padded to whole cache lines.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from vllm_nb.kernels.cpu import layout
 from vllm_nb.kernels.cpu.formats import TILE
+from vllm_nb.kernels.cpu.memory import large_empty
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class KVCache:
 
     @property
     def kind(self) -> str:
-        return "bf16" if self.keys.dtype == torch.bfloat16 else "f32"
+        return {torch.int8: "int8", torch.bfloat16: "bf16"}.get(self.keys.dtype, "f32")
 
     @property
     def nbytes(self) -> int:
@@ -46,16 +52,20 @@ def allocate_kv(
 ) -> KVCache:
     """Room for num_blocks * block_size tokens. Memory that was never written is not resident.
 
-    ValueError for a block size that is no multiple of 16, or a dtype other than bfloat16 and float32 (float16 models
-    keep bfloat16: same size, and their keys can exceed float16's range).
+    dtype: int8 for 8 bits, bfloat16 or float32 (float16 models keep bfloat16: same size, and their keys can exceed
+    float16's range). ValueError for any other, and for a block size that is no multiple of 16.
     """
     if block_size % TILE:
         raise ValueError(f"kernels.cpu needs KV blocks of a multiple of {TILE} tokens, not {block_size}")
     if torch.device(device).type != "cpu":
         raise ValueError(f"kernels.cpu keeps its KV cache on the CPU, not on {device}")
-    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"kernels.cpu keeps keys and values in bfloat16 or float32, not in {dtype}")
-    kept = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    width = -(-head_dim // TILE) * TILE
-    size = num_blocks * block_size * num_kv_heads * width
-    return KVCache(torch.empty(size, dtype=kept), torch.empty(size, dtype=kept), block_size, num_kv_heads, head_dim)
+    if dtype not in (torch.int8, torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"kernels.cpu keeps keys and values in int8, bfloat16 or float32, not in {dtype}")
+    width, heads = -(-head_dim // TILE) * TILE, num_blocks * block_size // TILE * num_kv_heads
+    if dtype == torch.int8:
+        sizes = heads * layout.int8_key_bytes(head_dim), heads * layout.int8_value_bytes(width)
+    else:
+        sizes = (heads * TILE * width,) * 2
+        dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    keys, values = (torch.from_numpy(large_empty(size * dtype.itemsize)).view(dtype) for size in sizes)
+    return KVCache(keys, values, block_size, num_kv_heads, head_dim)

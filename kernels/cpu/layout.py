@@ -33,9 +33,19 @@ LINEAR_SCRATCH_BYTES = 4 * 16 * GROUP_ROWS
 
 # attention: fixed, so that a result does not depend on how the work is cut up
 ATTENTION_ROWS = 8  # (query, head) pairs that share the keys of one KV head
-ATTENTION_KEYS = 128  # keys of one partition, counted from position 0
+ATTENTION_KEYS = 256  # keys of one partition, counted from position 0
 MAX_HEAD_DIM = 512
 SPLIT_TILES = 8  # fewer row tiles than this per thread: partitions are spread over the threads too
+
+
+def int8_key_bytes(head_dim: int) -> int:
+    """Of 16 tokens' keys of a head in the 8-bit cache, with their scales, in whole cache lines."""
+    return (head_dim + 31) // 32 * (16 * 32 + 2 * 16) + 63 & -64
+
+
+def int8_value_bytes(width: int) -> int:
+    """Of 16 tokens' values of a head; width: the head size, rounded up to a multiple of 16."""
+    return 16 * width + 64
 
 
 def attention_slot_bytes(width: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vllm_nb.kernels.cpu.formats import BLOCK, FLOATS, GGUF_FORMATS, TILE, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.memory import large_empty
 from vllm_nb.kernels.planes import take_apart
 from vllm_nb.kernels.quant import QuantTensor, RawTensor, dequantize
 
@@ -79,13 +80,6 @@ def _pack_part(part: RawTensor, dtype: torch.dtype) -> Segment:
     return _pack_floats(values.detach(), dtype)
 
 
-def _aligned_bytes(count: int) -> Array:
-    """uint8 [count], 64-byte aligned, with room behind it for a vector read past the end."""
-    memory = np.empty(count + 2 * VECTOR_BYTES, np.uint8)
-    start = -memory.ctypes.data % VECTOR_BYTES
-    return memory[start : start + count]
-
-
 def _in_chunks(tiles: int, weights_per_tile: int, work: Callable[[int, int], None]) -> None:
     """work(first tile, last tile) over all tiles; NumPy's copies let two threads run at once."""
     step = max(1, _CHUNK // weights_per_tile)
@@ -102,7 +96,7 @@ def _pack_floats(values: torch.Tensor, dtype: torch.dtype) -> Segment:
     rows, columns = values.shape
     tiles, padded = -(-rows // TILE), -(-columns // BLOCK) * BLOCK
     pair = 2 if kind == "bf16" else 1
-    data = _aligned_bytes(tiles * TILE * padded * FLOATS[kind])
+    data = large_empty(tiles * TILE * padded * FLOATS[kind])
     unit = np.uint16 if FLOATS[kind] == 2 else np.uint32
     packed = data.view(unit).reshape(tiles, padded // pair, TILE, pair)
 
@@ -124,7 +118,7 @@ def _pack_floats(values: torch.Tensor, dtype: torch.dtype) -> Segment:
 def _pack_quantised(part: QuantTensor, fmt: Format) -> Segment:
     rows, columns = part.shape
     tiles, blocks = -(-rows // TILE), columns // BLOCK
-    data = _aligned_bytes(tiles * blocks * fmt.block_bytes)
+    data = large_empty(tiles * blocks * fmt.block_bytes)
     packed = data.reshape(tiles, blocks, fmt.block_bytes)
 
     def work(first: int, last: int) -> None:

@@ -17,7 +17,8 @@ from vllm_nb.errors import ModelLoadError
 from vllm_nb.weights.checkpoint import open_checkpoint
 
 CONFIGS = {
-    "cpu, bfloat16": EngineConfig(num_kv_blocks=64, max_num_seqs=8),
+    "cpu": EngineConfig(num_kv_blocks=64, max_num_seqs=8),
+    "cpu, bfloat16": EngineConfig(num_kv_blocks=64, max_num_seqs=8, dtype="bfloat16"),
     "cpu, float32": EngineConfig(num_kv_blocks=64, dtype="float32", block_size=32),
     "reference": EngineConfig(num_kv_blocks=64, backend="reference", block_size=4, max_model_len=100),
 }
@@ -50,11 +51,11 @@ def test_a_quantised_file_takes_what_was_predicted(smollm2_path: Path) -> None:
 def test_other_dtypes_are_predicted_too(tiny_model_path: Path) -> None:
     checkpoint = open_checkpoint(tiny_model_path)
     base = predict_memory(checkpoint, EngineConfig(num_kv_blocks=64))
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("auto", "float32", "bfloat16"):
         other = predict_memory(checkpoint, EngineConfig(num_kv_blocks=64, dtype=dtype))
         assert base.weight_bytes[dtype] == other.use.weights
         assert base.kv_token_bytes[dtype] * 64 * 16 == other.use.kv
-    assert base.dtype == "bfloat16"
+    assert base.dtype == "auto"
 
 
 def test_headers_alone_are_read(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

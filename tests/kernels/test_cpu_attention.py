@@ -16,6 +16,15 @@ def int32(values) -> torch.Tensor:
     return torch.as_tensor(values, dtype=torch.int32)
 
 
+def in_8_bits(x, group):
+    """x [T, H, D] as the cache keeps it: integers up to 127 times a float16 scale for `group` dimensions each."""
+    parts = []
+    for part in x.split(group, -1):
+        scale = (part.abs().amax(-1, keepdim=True).double() * (1.0005 / 127)).float().half().double()
+        parts.append(((part * (1 / scale).float()).round().clamp(-127, 127) * scale).float())
+    return torch.cat(parts, -1)
+
+
 class Pages:
     """Sequences with their tokens' keys and values in both backends' caches, in shuffled blocks."""
 
@@ -29,10 +38,13 @@ class Pages:
         for row, count in enumerate(counts):
             self.tables[row, :count] = int32([shuffled.pop() for _ in range(count)])
         self.caches = [
-            backend.allocate_kv(sum(counts), BLOCK, kv_heads, head_dim, dtype, CPU) for backend in (cpu, reference)
+            cpu.allocate_kv(sum(counts), BLOCK, kv_heads, head_dim, dtype, CPU),
+            reference.allocate_kv(
+                sum(counts), BLOCK, kv_heads, head_dim, dtype if dtype.is_floating_point else torch.float32, CPU
+            ),
         ]
-        self.caches[0].keys.fill_(torch.nan)  # memory never written must not reach any result
-        self.caches[0].values.fill_(torch.nan)
+        for memory in (self.caches[0].keys, self.caches[0].values):  # if never written it must not reach any result
+            memory.fill_(127) if dtype == torch.int8 else memory.fill_(torch.nan)  # 127, 127: a NaN among the scales
         self.caches[1].blocks.fill_(torch.nan)
         self.queries = [self.write(row, length) for row, length in enumerate(lengths)]
 
@@ -65,6 +77,9 @@ class Pages:
             for backend, kv in zip((cpu, reference), self.caches, strict=True)
         )
         assert torch.equal(q, qkv[:, : heads * head_dim])
+        if self.dtype == torch.int8:
+            _, k, v = qkv.view(length, -1, head_dim).split([heads, kv_heads, kv_heads], 1)
+            self.caches[1].write(batch.slot_mapping, in_8_bits(k, 32), in_8_bits(v, head_dim))
         return q
 
     def attend(self, backend, rows, counts, lengths, **settings):
@@ -74,11 +89,12 @@ class Pages:
         return backend.attention(q, kv, self.batch(rows, counts, lengths), **self.shape, **options)
 
 
-# bfloat16 rounds queries and probabilities too: a few units of its last place
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+# bfloat16 rounds queries and probabilities too: a few units of its last place. 8 bits: queries and
+# probabilities have 15
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.int8: 2e-3}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 1, 256), (8, 8, 80), (14, 2, 96), (4, 4, 20)]
 )
@@ -99,7 +115,8 @@ def test_a_query_is_the_same_bits_in_any_batch(data):
     lengths = data.draw(st.lists(st.integers(1, 400), min_size=2, max_size=4))
     window = data.draw(st.sampled_from([None, 1, 30, 129]))
     kv_heads, group = data.draw(st.sampled_from([(1, 1), (1, 4), (3, 3), (2, 8)]))
-    pages = Pages(lengths, kv_heads * group, kv_heads, 32, torch.bfloat16, seed=data.draw(st.integers(0, 99)))
+    dtype = data.draw(st.sampled_from([torch.int8, torch.bfloat16]))
+    pages = Pages(lengths, kv_heads * group, kv_heads, 32, dtype, seed=data.draw(st.integers(0, 99)))
     rows = list(range(len(lengths)))
     whole = pages.attend(cpu, rows, lengths, lengths, sliding_window=window)
     starts = [sum(lengths[:row]) for row in rows]
@@ -114,8 +131,9 @@ def test_a_query_is_the_same_bits_in_any_batch(data):
     assert torch.equal(last, whole[[start + n - 1 for start, n in zip(starts, lengths, strict=True)]])
 
 
-def test_long_contexts_split_over_threads_stay_the_same_bits():
-    pages = Pages([2500], 4, 1, 64, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_long_contexts_split_over_threads_stay_the_same_bits(dtype):
+    pages = Pages([2500], 4, 1, 64, dtype)
     split = pages.attend(cpu, [0], [1], [2500])
     threads = cpu.describe()["threads"]
     cpu.set_threads(1)
@@ -127,9 +145,10 @@ def test_long_contexts_split_over_threads_stay_the_same_bits():
     torch.testing.assert_close(split, theirs, atol=1e-2, rtol=1e-2)
 
 
-def test_another_requests_nan_stays_its_own():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_another_requests_nan_stays_its_own(dtype):
     """A block that held NaN is reused: what the new owner has not written yet must not matter."""
-    pages = Pages([20, 40], 4, 2, 32, torch.float32)
+    pages = Pages([20, 40], 4, 2, 32, dtype)
     expected = pages.attend(cpu, [0], [1], [20])
     heads, kv_heads, head_dim = pages.shape.values()
     slots = int32([int(pages.tables[0, 1]) * BLOCK + offset for offset in range(4, 16)])

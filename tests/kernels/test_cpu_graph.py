@@ -22,7 +22,7 @@ class Captured:
         config = self.checkpoint.config
         self.model = build(self.checkpoint, cpu, dtype=torch.bfloat16, device=CPU, max_len=1024)
         self.kv = [
-            cpu.allocate_kv(NUM_BLOCKS, BLOCK, config.num_kv_heads, config.head_dim, torch.bfloat16, CPU)
+            cpu.allocate_kv(NUM_BLOCKS, BLOCK, config.num_kv_heads, config.head_dim, torch.int8, CPU)
             for _ in range(config.num_layers)
         ]
         self.buffers = BatchBuffers(MAX_TOKENS, MAX_SEQS, MAX_SEQS, MAX_BLOCKS)

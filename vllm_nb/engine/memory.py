@@ -80,7 +80,8 @@ def plan_memory(checkpoint: Checkpoint, model: ModelConfig, capacity: "Capacity"
     c, kernels = capacity, placement.kernels
     kinds = dict.fromkeys((placement.kv_dtype, torch.bfloat16, torch.float32))
     chosen = _name(placement.kv_dtype)
-    weights = {_name(kind): _weight_bytes(checkpoint, kernels, kind, placement) for kind in kinds}
+    held = {kind: kind if kind.is_floating_point else placement.weight_dtype for kind in kinds}
+    weights = {_name(kind): _weight_bytes(checkpoint, kernels, held[kind], placement) for kind in kinds}
     tokens = {_name(kind): _kv_token_bytes(model, kernels, c.block_size, kind, placement.device) for kind in kinds}
     activations = _activation_bytes(model, placement.dtype.itemsize)
     use = MemoryUse(
@@ -205,5 +206,6 @@ def _activation_bytes(model: ModelConfig, itemsize: int) -> dict[str, int]:
     }
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(kv_dtype: torch.dtype) -> str:
+    """The dtype setting that keeps the cache so: 8 bits are what the CPU backend chooses by itself."""
+    return "auto" if kv_dtype == torch.int8 else str(kv_dtype).removeprefix("torch.")

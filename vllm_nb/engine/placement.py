@@ -38,7 +38,7 @@ def place(config: EngineConfig) -> Placement:
     if name == "cpu":  # computes in float32, whatever weights and cache are held in
         _prepare_cpu(kernels, config.threads)
         held = torch.float32 if config.dtype == "float32" else torch.bfloat16
-        return Placement(device, kernels, torch.float32, held, held)
+        return Placement(device, kernels, torch.float32, held, torch.int8 if config.dtype == "auto" else held)
     plain = "float32" if device.type == "cpu" else "bfloat16"
     dtype = getattr(torch, plain if config.dtype == "auto" else config.dtype)
     return Placement(device, kernels, dtype, dtype, dtype)

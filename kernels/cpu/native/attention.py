@@ -1,7 +1,7 @@
 """attention_<kind>: causal attention over the paged cache (layout: kv.py), for prefill and decode alike.
 
 Rows are (query, head) pairs of one KV head, 8 in a tile, so that keys and values are read once for a group of heads.
-Keys are taken in partitions of 128, counted from position 0. A partition gives each row a maximum, a total and a
+Keys are taken in partitions of 256, counted from position 0. A partition gives each row a maximum, a total and a
 weighted sum of values; partitions are merged in order. None of it depends on which rows share a tile or which thread
 computes a partition: a query's result is the same bits in a prompt, in a chunk of it, and in a step of 16 requests.
 
@@ -13,18 +13,20 @@ Arguments: see `attention_tile`.
 from typing import Any
 
 from vllm_nb.kernels.cpu import layout
+from vllm_nb.kernels.cpu.native import attention_float, attention_int8
 from vllm_nb.kernels.cpu.native.attention_tile import (
     KEYS,
     KV_HEADS,
     NUM_SLOTS,
     ROWS,
     SLOTS,
+    Products,
     attend,
     clear,
+    clear_row,
     first_key,
     group_size,
     head_width,
-    load_queries,
     merge_row,
     private_bytes,
     queries,
@@ -32,7 +34,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     tile_rows,
     write_row,
 )
-from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, wait_for_all
+from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share, wait_for_all
 
 
 @helper
@@ -79,7 +81,7 @@ def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
                     continue
                 head, tile = item // tiles, item % tiles
                 rows = tile_rows(args, seq, tile)
-                load_rows(args, seq, head, tile, rows, room, width)
+                load_rows(args, seq, head, tile, rows, room)
                 clear(total, width)
                 first, stop = _partitions(args, seq, tile)
                 for partition in range(first, stop):
@@ -93,24 +95,25 @@ def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
 
 
 def _split_tiles(load_rows: Any, attend_partition: Any) -> Any:
-    """-> helper: partition by partition, each into a slot of shared memory."""
+    """-> helper: partition by partition, each into a slot of shared memory. A thread's follow each other, as they may
+    in memory, where fetching ahead finds them."""
 
     @helper
-    def split_tiles(args: int, seqs: int, room: int, width: int, thread: int, threads: int) -> None:
+    def split_tiles(args: int, seqs: int, room: int, width: int, start: int, stop: int) -> None:
         slot, number = arg(args, SLOTS), 0
         for seq in range(seqs):
             tiles = _tiles(args, seq)
             for item in range(tiles * arg(args, KV_HEADS)):
                 head, tile = item // tiles, item % tiles
                 rows, ready = tile_rows(args, seq, tile), False
-                first, stop = _partitions(args, seq, tile)
-                for partition in range(first, stop):
-                    number += 1
-                    if number % threads == thread:
+                first, last = _partitions(args, seq, tile)
+                for partition in range(first, last):
+                    if start <= number < stop:
                         if not ready:
-                            load_rows(args, seq, head, tile, rows, room, width)
+                            load_rows(args, seq, head, tile, rows, room)
                             ready = True
                         attend_partition(args, seq, head, tile, partition, rows, room, slot, width)
+                    number += 1
                     slot += slot_bytes(width)
 
     return split_tiles
@@ -128,15 +131,15 @@ def _merge_tiles(args: int, seqs: int, room: int, width: int, thread: int, threa
             for row in range(tile_rows(args, seq, tile)):
                 number += 1
                 if number % threads == thread:
-                    clear(room, width)
+                    clear_row(room, row, width)
                     for partition in range(stop - first):
                         merge_row(room, slot + partition * slot_bytes(width), row, width)
                     write_row(args, room, seq, head, tile, row, width)
             slot += (stop - first) * slot_bytes(width)
 
 
-def _make_attention(kind: str) -> Function:
-    load_rows, attend_partition = load_queries(kind), attend(kind)
+def _make_attention(products: Products) -> Function:
+    load_rows, attend_partition = products.load_rows, attend(products)
     whole_tiles, split_tiles = _whole_tiles(load_rows, attend_partition), _split_tiles(load_rows, attend_partition)
 
     def attention(args: int, step: int, thread: int, threads: int) -> None:
@@ -146,12 +149,14 @@ def _make_attention(kind: str) -> Function:
         if threads == 1 or many:
             whole_tiles(args, seqs, room, width, thread, threads)
         else:
-            split_tiles(args, seqs, room, width, thread, threads)
+            start, stop = share(partitions, thread, threads)
+            split_tiles(args, seqs, room, width, start, stop)
             wait_for_all(step, threads)
             _merge_tiles(args, seqs, room, width, thread, threads)
 
     return attention
 
 
-KERNELS["attention_bf16"] = lambda: _make_attention("bf16")
-KERNELS["attention_f32"] = lambda: _make_attention("f32")
+KERNELS["attention_int8"] = lambda: _make_attention(attention_int8.products())
+KERNELS["attention_bf16"] = lambda: _make_attention(attention_float.products("bf16"))
+KERNELS["attention_f32"] = lambda: _make_attention(attention_float.products("f32"))

@@ -4,6 +4,7 @@ Results live in slots: float32 weighted sums of values [8, width], maxima [8], t
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_nb.kernels.cpu import layout
@@ -12,36 +13,27 @@ from vllm_nb.kernels.cpu.native.activation import soft_cap
 from vllm_nb.kernels.cpu.native.functions import exp
 from vllm_nb.kernels.cpu.native.kernel import arg, helper
 from vllm_nb.kernels.cpu.native.simd import (
-    Floats,
     bits_to_float,
     fma,
     lane_numbers,
     load,
     load_f32,
     load_i32,
-    load_i64,
-    load_ints,
-    load_part,
     max_lanes,
     maximum,
     splat,
     splat_int,
     store,
-    store_bfloats,
     store_f32,
     store_i64,
-    store_ints,
     store_part,
-    sum_lanes,
     where_less_ints,
     zeros,
 )
-from vllm_nb.kernels.cpu.native.tile import float_pieces_tile
 
 ROWS, KEYS = layout.ATTENTION_ROWS, layout.ATTENTION_KEYS
 QUERY_BYTES = 4 * layout.MAX_HEAD_DIM + 64  # a row of queries: fixed, and no power of two, which would share cache sets
 MINUS_INFINITY = float("-inf")
-_VALUE_BYTES = {"bf16": 2, "f32": 4}
 
 # the arguments of the kernel, by place
 (
@@ -99,13 +91,18 @@ def totals_of(slot: int, width: int) -> int:
 
 
 @helper
+def clear_row(slot: int, row: int, width: int) -> None:
+    for i in range(0, width, TILE):
+        store(slot + 4 * (width * row + i), zeros())
+    store_f32(maxima_of(slot, width) + 4 * row, MINUS_INFINITY)
+    store_f32(totals_of(slot, width) + 4 * row, 0.0)
+
+
+@helper
 def clear(slot: int, width: int) -> None:
     """The result over no keys at all."""
-    for i in range(0, ROWS * width, TILE):
-        store(slot + 4 * i, zeros())
     for row in range(ROWS):
-        store_f32(maxima_of(slot, width) + 4 * row, MINUS_INFINITY)
-        store_f32(totals_of(slot, width) + 4 * row, 0.0)
+        clear_row(slot, row, width)
 
 
 @helper
@@ -116,7 +113,8 @@ def merge_row(total: int, part: int, row: int, width: int) -> None:
     if new == MINUS_INFINITY:
         return
     top = max(old, new) if old == old else old  # NaN stays
-    keep, take = exp(splat(old) - splat(top)), exp(splat(new) - splat(top))
+    other = exp(splat(min(old, new)) - splat(top))  # the factor of the one that is not the top; that of the top is 1
+    keep, take = (splat(1.0), other) if old >= new else (other, splat(1.0))
     store_f32(total + maxima, top)
     joined = fma(splat(load_f32(total + totals)), keep, splat(load_f32(part + totals)) * take)
     store_f32(total + totals, max_lanes(joined))
@@ -162,171 +160,95 @@ def _mask_scores(args: int, scores: int, keys: int, key: int, seen: int, end: in
     return max_lanes(greatest)
 
 
-@helper
-def _store_bf16(row: int, i: int, x: Floats) -> None:
-    store_bfloats(row + 2 * i, x)
+@dataclass(frozen=True)
+class Products:
+    """A cache's part in attention, as helpers. In the table of a partition stand its sub-blocks, one in 16 keys, by
+    number (sub-block and head).
+
+    load_rows(args, seq, head, tile, rows, room): queries as `score` reads them, QUERY_BYTES a row
+    score(args, rows, keys, queries, scores, table): q times keys, float32 [rows, KEYS]
+    softmax(args, row, keys, valid, scores, top, weights, table) -> sum of exp(score - top), which become weights
+    weigh(args, rows, valid, weights, slot, spare, table): weights times values, float32 [rows, width]; may spoil the
+        table. Only the first `valid` keys have values: what lies behind may be anything, even NaN.
+    """
+
+    load_rows: Any
+    score: Any
+    softmax: Any
+    weigh: Any
 
 
-@helper
-def _store_f32(row: int, i: int, x: Floats) -> None:
-    store(row + 4 * i, x)
-
-
-_STORE = {"bf16": _store_bf16, "f32": _store_f32}
-
-
-@helper
-def _copy_valid_bf16(source: int, out: int, width: int, valid: int) -> None:
-    """A sub-block's values, with zeros for the tokens from `valid` on: what lies there may be anything, even NaN."""
-    for i in range(0, TILE * width // 2, TILE):
-        token = i // TILE % 8 * 2
-        kept = 0 if token >= valid else (0xFFFF if token + 1 >= valid else -1)
-        store_ints(out + 4 * i, load_ints(source + 4 * i) & splat_int(kept))
-
-
-@helper
-def _copy_valid_f32(source: int, out: int, width: int, valid: int) -> None:
-    for i in range(0, TILE * width, TILE):
-        store(out + 4 * i, load(source + 4 * i) if i // TILE % TILE < valid else zeros())
-
-
-_COPY_VALID = {"bf16": _copy_valid_bf16, "f32": _copy_valid_f32}
-
-
-def _any_rows(kind: str, row_bytes: int) -> Any:
-    """A helper that picks the tile of 1 to 8 rows, which are `row_bytes` apart in x."""
-    one, two, three, four, five, six, seven, eight = (
-        float_pieces_tile(kind, rows, row_bytes) for rows in range(1, ROWS + 1)
-    )
+def any_rows(make: Callable[[int], Any]) -> Any:
+    """-> helper(rows, six arguments): the tile of 1 to 8 rows, as make(rows) gives it."""
+    one, two, three, four, five, six, seven, eight = (make(rows) for rows in range(1, ROWS + 1))
 
     @helper
-    def multiply(rows: int, table: int, pieces: int, steps: int, x: int, out: int, stride: int) -> None:
+    def multiply(rows: int, a: int, b: int, c: int, d: int, e: int, f: int) -> None:
         if rows == 8:
-            eight(table, pieces, steps, x, out, stride)
+            eight(a, b, c, d, e, f)
         elif rows == 1:
-            one(table, pieces, steps, x, out, stride)
+            one(a, b, c, d, e, f)
         elif rows == 2:
-            two(table, pieces, steps, x, out, stride)
+            two(a, b, c, d, e, f)
         elif rows == 3:
-            three(table, pieces, steps, x, out, stride)
+            three(a, b, c, d, e, f)
         elif rows == 4:
-            four(table, pieces, steps, x, out, stride)
+            four(a, b, c, d, e, f)
         elif rows == 5:
-            five(table, pieces, steps, x, out, stride)
+            five(a, b, c, d, e, f)
         elif rows == 6:
-            six(table, pieces, steps, x, out, stride)
+            six(a, b, c, d, e, f)
         else:
-            seven(table, pieces, steps, x, out, stride)
+            seven(a, b, c, d, e, f)
 
     return multiply
 
 
-def load_queries(kind: str) -> Any:
-    """-> helper that puts a tile's rows of q into `room`, in the cache's type."""
-    store_row = _STORE[kind]
-
-    @helper
-    def load_rows(args: int, seq: int, head: int, tile: int, rows: int, room: int, width: int) -> None:
-        head_dim = arg(args, HEAD_DIM)
-        for row in range(rows):
-            q = row_address(args, arg(args, Q), seq, head, tile * ROWS + row)
-            target = room + QUERY_BYTES * row
-            for i in range(0, width, TILE):
-                store_row(target, i, load_part(q + 4 * i, min(TILE, head_dim - i), 0.0))
-
-    return load_rows
-
-
-def _score_keys(kind: str) -> Any:
-    """-> helper: q times each sub-block of keys; it leaves the sub-blocks' byte offsets in the table."""
-    size = _VALUE_BYTES[kind]
-    pair = 4 // size  # dimensions in one step of a tile
-    multiply = _any_rows(kind, QUERY_BYTES)
-
-    @helper
-    def score(
-        args: int, seq: int, head: int, rows: int, key: int, keys: int, room: int, scores: int, table: int, width: int
-    ) -> None:  # fmt: skip
-        block_size = arg(args, BLOCK_SIZE)
-        blocks = arg(args, TABLES) + 4 * arg(args, TABLE_STRIDE) * seq
-        one_piece = table + 8 * KEYS // TILE
-        for i in range(0, keys, TILE):
-            block, inside = (key + i) // block_size, (key + i) % block_size // TILE
-            sub_block = load_i32(blocks + 4 * block) * (block_size // TILE) + inside
-            at = (sub_block * arg(args, KV_HEADS) + head) * TILE * width * size
-            store_i64(table + 8 * (i // TILE), at)
-            store_i64(one_piece, arg(args, KEYS_AT) + at)
-            multiply(rows, one_piece, 1, width // pair, room, scores + 4 * i, KEYS)
-
-    return score
-
-
-def _weigh_values(kind: str) -> Any:
-    """-> helper: probabilities times the values of the table's sub-blocks, 16 dimensions at a time."""
-    size, copy_valid = _VALUE_BYTES[kind], _COPY_VALID[kind]
-    pair = 4 // size  # keys in one step of a tile
-    multiply = _any_rows(kind, size * KEYS)
-
-    @helper
-    def weigh(
-        args: int, rows: int, valid: int, probabilities: int, slot: int, spare: int, table: int, width: int
-    ) -> None:
-        pieces = (valid + TILE - 1) // TILE
-        for n in range(pieces):
-            store_i64(table + 8 * n, arg(args, VALUES_AT) + load_i64(table + 8 * n))
-        if valid % TILE != 0:  # only in a sequence's last sub-block
-            copy_valid(load_i64(table + 8 * (pieces - 1)), spare, width, valid % TILE)
-            store_i64(table + 8 * (pieces - 1), spare)
-        for i in range(0, width, TILE):
-            multiply(rows, table, pieces, TILE // pair, probabilities, slot + 4 * i, width)
-            for n in range(pieces):
-                store_i64(table + 8 * n, load_i64(table + 8 * n) + TILE * TILE * size)
-
-    return weigh
-
-
 @helper
 def private_bytes(width: int) -> int:
-    """Of `room`: queries, scores, probabilities, one sub-block of values, and a table."""
+    """Of `room`: queries, scores, weights, one sub-block of values, and a table."""
     return QUERY_BYTES * ROWS + 8 * ROWS * KEYS + 4 * TILE * width + 16 * KEYS // TILE
 
 
-def attend(kind: str) -> Callable[..., None]:
-    """-> helper: one partition's result for a tile, whose queries are in `room` already."""
-    score, weigh = _score_keys(kind), _weigh_values(kind)
-    size, store_row = _VALUE_BYTES[kind], _STORE[kind]
+@helper
+def _fill_table(args: int, seq: int, head: int, key: int, keys: int, table: int) -> None:
+    """The number of each sub-block of a head's keys, counted over sub-blocks and heads."""
+    per_block, blocks = arg(args, BLOCK_SIZE) // TILE, arg(args, TABLES) + 4 * arg(args, TABLE_STRIDE) * seq
+    block, inside = key // TILE // per_block, key // TILE % per_block
+    for n in range(keys // TILE):
+        sub_block = load_i32(blocks + 4 * block) * per_block + inside
+        store_i64(table + 8 * n, sub_block * arg(args, KV_HEADS) + head)
+        inside += 1
+        if inside == per_block:
+            block, inside = block + 1, 0
 
-    @helper
-    def softmax_row(scores: int, out: int, keys: int, top: float) -> float:
-        """exp(score - top), for all keys; returns the sum. top -inf: no key in sight, avoid -inf - -inf."""
-        total = zeros()
-        for i in range(0, keys, TILE):
-            p = exp(load(scores + 4 * i) - splat(top)) if top != MINUS_INFINITY else zeros()
-            total = total + p
-            store_row(out, i, p)
-        return sum_lanes(total)
+
+def attend(products: Products) -> Callable[..., None]:
+    """-> helper: one partition's result for a tile, whose queries are in `room` already."""
+    score, softmax, weigh = products.score, products.softmax, products.weigh
 
     @helper
     def attend_partition(
         args: int, seq: int, head: int, tile: int, partition: int, rows: int, room: int, slot: int, width: int
     ) -> None:  # fmt: skip
         scores = room + QUERY_BYTES * ROWS
-        probabilities = scores + 4 * ROWS * KEYS
-        spare = probabilities + 4 * ROWS * KEYS
+        weights = scores + 4 * ROWS * KEYS
+        spare = weights + 4 * ROWS * KEYS
         table = spare + 4 * TILE * width
         _, count, position = queries(args, seq)
         group, key = group_size(args), partition * KEYS
         end = position + (tile * ROWS + rows - 1) // group + 1  # keys that the last row may see
         keys = (min(KEYS, end - key) + TILE - 1) // TILE * TILE
-        score(args, seq, head, rows, key, keys, room, scores, table, width)
+        valid = min(keys, position + count - key)  # of these keys, those that are in the cache
+        _fill_table(args, seq, head, key, keys, table)
+        score(args, rows, keys, room, scores, table)
         for row in range(rows):
             query = position + (tile * ROWS + row) // group
             mine = scores + 4 * KEYS * row
             top = _mask_scores(args, mine, keys, key, first_key(args, query), query + 1)
             store_f32(maxima_of(slot, width) + 4 * row, top)
-            total = softmax_row(mine, probabilities + size * KEYS * row, keys, top)
+            total = softmax(args, row, keys, valid, mine, top, weights, table)
             store_f32(totals_of(slot, width) + 4 * row, total)
-        valid = min(keys, position + count - key)  # of these keys, those that are in the cache
-        weigh(args, rows, valid, probabilities, slot, spare, table, width)
+        weigh(args, rows, valid, weights, slot, spare, table)
 
     return attend_partition

@@ -4,7 +4,8 @@ Every function takes the IR builder first and returns IR values. Addresses are 6
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -75,6 +76,20 @@ def byte_vector(value: int) -> Value:
 def offset(b: Builder, address: Value, scale: int, index: Value, plus: int = 0) -> Value:
     """address + scale * index + plus"""
     return b.add(b.add(address, b.mul(index, const(scale))), const(plus))
+
+
+@contextmanager
+def for_range(b: Builder, count: Value) -> Iterator[Value]:
+    """A loop; gives its index, 0 to count - 1."""
+    with cgutils.for_range(b, count) as loop:
+        yield loop.index
+
+
+def variable(b: Builder, value: Value) -> Value:
+    """A local variable, to `b.load` and `b.store`, which holds `value` from here on."""
+    place = cgutils.alloca_once(b, value.type)
+    b.store(value, place)
+    return place
 
 
 def load(b: Builder, address: Value, kind: Any) -> Value:

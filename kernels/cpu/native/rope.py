@@ -4,20 +4,38 @@ Arguments: row kind, qkv, positions, slots, cos_sin, rotary_dim, keys, values, q
 block_size, q_norm or 0, k_norm or 0, eps as bits.
 """
 
-from vllm_nb.kernels.cpu.formats import TILE
+from typing import Any
+
+from vllm_nb.kernels.cpu.formats import BLOCK, TILE
+from vllm_nb.kernels.cpu.native.attention_int8 import key_bytes, value_bytes
+from vllm_nb.kernels.cpu.native.halves import store_f16
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share
 from vllm_nb.kernels.cpu.native.norm import inverse_rms
 from vllm_nb.kernels.cpu.native.simd import (
     Floats,
+    absolute,
+    as_ints,
     bits_to_float,
     load,
+    load_f16,
+    load_i8,
     load_i16,
     load_i32,
     load_part,
+    max_int_lanes,
+    max_ints,
+    maximum,
+    minimum,
+    nearest,
+    pack_bytes,
     splat,
+    splat_int,
     store_bfloats,
+    store_bytes,
+    store_i8,
     store_i16,
     store_i32,
+    store_lanes,
     store_part,
     zeros,
 )
@@ -49,45 +67,93 @@ def _rotate(x: int, norm: int, eps: float, cos_sin: int, rotary_dim: int, head_d
 
 
 @helper
-def _pad(row: int, head_dim: int, width: int) -> None:
-    if head_dim < width:
-        store_part(row + 4 * head_dim, zeros(), width - head_dim)
+def _pad(row: int, head_dim: int) -> None:
+    """Zeros up to the next multiple of 32."""
+    for i in range(head_dim, (head_dim + BLOCK - 1) // BLOCK * BLOCK, TILE):
+        store_part(row + 4 * i, zeros(), min(TILE, (head_dim + BLOCK - 1) // BLOCK * BLOCK - i))
+
+
+# the writers of a head's key or value: row float32 [head_dim, padded with zeros], sub-block's number, token in it
 
 
 @helper
-def _write_bf16(row: int, room: int, keys: int, values: int, token: int, width: int, is_key: bool) -> None:
+def _write_bf16(row: int, room: int, base: int, number: int, token: int, head_dim: int, is_key: bool) -> None:
+    width = (head_dim + TILE - 1) // TILE * TILE
+    out = base + 2 * TILE * width * number
     for i in range(0, width, TILE):
         store_bfloats(room + 2 * i, load(row + 4 * i))
     if is_key:
         for pair in range(width // 2):
-            store_i32(keys + 4 * (TILE * pair + token), load_i32(room + 4 * pair))
+            store_i32(out + 4 * (TILE * pair + token), load_i32(room + 4 * pair))
     else:
         for i in range(width):
             at = (i // TILE * 8 + token // 2) * TILE + i % TILE
-            store_i16(values + 4 * at + 2 * (token % 2), load_i16(room + 2 * i))
+            store_i16(out + 4 * at + 2 * (token % 2), load_i16(room + 2 * i))
 
 
 @helper
-def _write_f32(row: int, room: int, keys: int, values: int, token: int, width: int, is_key: bool) -> None:
+def _write_f32(row: int, room: int, base: int, number: int, token: int, head_dim: int, is_key: bool) -> None:
+    width = (head_dim + TILE - 1) // TILE * TILE
+    out = base + 4 * TILE * width * number
     for i in range(width):
         if is_key:
-            store_i32(keys + 4 * (TILE * i + token), load_i32(row + 4 * i))
+            store_i32(out + 4 * (TILE * i + token), load_i32(row + 4 * i))
         else:
-            store_i32(values + 4 * ((i // TILE * TILE + token) * TILE + i % TILE), load_i32(row + 4 * i))
+            store_i32(out + 4 * ((i // TILE * TILE + token) * TILE + i % TILE), load_i32(row + 4 * i))
+
+
+@helper
+def _store_scale(row: int, count: int, scale: int) -> float:
+    """The greatest of count * 16 floats / 127 as float16; returns what to multiply them by to get integers."""
+    largest = splat_int(0)
+    for i in range(0, count * TILE, TILE):
+        largest = max_ints(largest, as_ints(absolute(load(row + 4 * i))))
+    # compared as integers, where NaN is greater than all: it must reach the scale. Rounded up to spare an overflow
+    store_f16(scale, bits_to_float(max_int_lanes(largest)) * (1.0005 / 127.0))
+    kept = load_f16(scale)
+    return 1.0 / kept if kept > 0.0 else 0.0
+
+
+@helper
+def _to_bytes(x: int, inverse: float) -> Any:
+    """16 integers from -127 to 127; the bounds matter where a scale is so small that float16 rounds it coarsely."""
+    return nearest(minimum(splat(127.0), maximum(splat(-127.0), load(x) * splat(inverse))))
+
+
+@helper
+def _write_int8(row: int, room: int, base: int, number: int, token: int, head_dim: int, is_key: bool) -> None:
+    if is_key:
+        groups = (head_dim + BLOCK - 1) // BLOCK
+        out = base + key_bytes(head_dim) * number
+        for group in range(groups):
+            at = row + 4 * BLOCK * group
+            scale = out + TILE * BLOCK * groups + 2 * (TILE * group + token)
+            inverse = _store_scale(at, 2, scale)
+            for half in range(2):
+                whole = _to_bytes(at + 64 * half, inverse) + splat_int(128)
+                store_lanes(out + TILE * BLOCK * group + 256 * half + 4 * token, pack_bytes(whole), 64)
+    else:
+        width = (head_dim + TILE - 1) // TILE * TILE
+        out = base + value_bytes(width) * number
+        inverse = _store_scale(row, width // TILE, out + TILE * width + 2 * token)
+        for i in range(0, width, TILE):
+            store_bytes(room, pack_bytes(_to_bytes(row + 4 * i, inverse) + splat_int(128)))
+            for lane in range(TILE):
+                store_i8(out + TILE * i + token // 4 * 64 + 4 * lane + token % 4, load_i8(room + lane))
+
+
+_WRITERS = {"int8": _write_int8, "bf16": _write_bf16, "f32": _write_f32}
 
 
 def _make_rope(kind: str) -> Function:
-    write = {"bf16": _write_bf16, "f32": _write_f32}[kind]
-    size = {"bf16": 2, "f32": 4}[kind]
+    write = _WRITERS[kind]
 
     @helper
     def write_slot(args: int, row: int, room: int, slot: int, head: int, is_key: bool) -> None:
-        kv_heads, head_dim = arg(args, 10), arg(args, 11)
-        width = (head_dim + TILE - 1) // TILE * TILE
-        _pad(row, head_dim, width)
+        _pad(row, arg(args, 11))
         # slots count tokens block by block, so slot // 16 counts sub-blocks
-        sub_block = (slot // TILE * kv_heads + head) * TILE * width * size
-        write(row, room, arg(args, 6) + sub_block, arg(args, 7) + sub_block, slot % TILE, width, is_key)
+        number = slot // TILE * arg(args, 10) + head
+        write(row, room, arg(args, 6) if is_key else arg(args, 7), number, slot % TILE, arg(args, 11), is_key)
 
     @helper
     def key_or_value(args: int, x: int, row: int, head: int, cos_sin: int, room: int) -> None:
@@ -122,5 +188,6 @@ def _make_rope(kind: str) -> Function:
     return rope_and_cache
 
 
+KERNELS["rope_and_cache_int8"] = lambda: _make_rope("int8")
 KERNELS["rope_and_cache_bf16"] = lambda: _make_rope("bf16")
 KERNELS["rope_and_cache_f32"] = lambda: _make_rope("f32")

@@ -150,6 +150,12 @@ def pack_bytes(b: Builder, x: Value) -> Value:
     return b.bitcast(b.trunc(x, ir.VectorType(emit.i8, LANES)), Quads.llvm)
 
 
+@op(void, i64, Quads)
+def store_bytes(b: Builder, address: Value, x: Value) -> None:
+    """16 bytes."""
+    emit.store(b, address, x)
+
+
 @op(Pairs, F)
 def round_pairs(b: Builder, x: Value) -> Value:
     """Rounded to bfloat16: 8 lanes of 2."""
@@ -312,6 +318,12 @@ def as_ints(b: Builder, x: Value) -> Value:
 @op(I, I, i64)
 def shift_left(b: Builder, x: Value, bits: Value) -> Value:
     return b.shl(x, emit.splat(b, b.trunc(bits, emit.i32)))
+
+
+@op(I, I, i64)
+def shift_right(b: Builder, x: Value, bits: Value) -> Value:
+    """Keeps the sign."""
+    return b.ashr(x, emit.splat(b, b.trunc(bits, emit.i32)))
 
 
 @op(F, F, F, F, F)
