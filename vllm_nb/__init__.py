@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm_nb.client.http import EngineClient
     from vllm_nb.client.process import attach as connect
     from vllm_nb.client.process import list_engines, start, stop
+    from vllm_nb.client.table import BatchStopped, Results
     from vllm_nb.config import EngineConfig
     from vllm_nb.errors import (
         EngineDeadError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from vllm_nb.inspection.recording import replay
     from vllm_nb.messages import ChatMessage, ImagePart, TextPart, ToolCall
+    from vllm_nb.notebook.batch import batch
     from vllm_nb.notebook.chat import chat
     from vllm_nb.notebook.panels.entry import dashboard, panel
     from vllm_nb.outputs import GenerationOutput, StreamItem, ToolCallDelta
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncEngineClient",
+    "BatchStopped",
     "ChatMessage",
     "ChatOptions",
     "Completion",
@@ -56,6 +59,7 @@ __all__ = [
     "Prompt",
     "QueueFullError",
     "RequestError",
+    "Results",
     "SamplingParams",
     "StreamItem",
     "StructuredOutputs",
@@ -65,6 +69,7 @@ __all__ = [
     "ToolCallDelta",
     "VllmNbError",
     "__version__",
+    "batch",
     "chat",
     "connect",
     "dashboard",
@@ -85,6 +90,7 @@ _HOMES = {
     "vllm_nb.client.conversation": ("Conversation",),
     "vllm_nb.client.http": ("EngineClient",),
     "vllm_nb.client.process": ("connect", "list_engines", "start", "stop"),
+    "vllm_nb.client.table": ("BatchStopped", "Results"),
     "vllm_nb.config": ("EngineConfig",),
     "vllm_nb.errors": (
         "EngineDeadError",
@@ -97,6 +103,7 @@ _HOMES = {
     "vllm_nb.inspection.recording": ("replay",),
     "vllm_nb.notebook.chat": ("chat",),
     "vllm_nb.messages": ("ChatMessage", "ImagePart", "TextPart", "ToolCall"),
+    "vllm_nb.notebook.batch": ("batch",),
     "vllm_nb.notebook.panels.entry": ("dashboard", "panel"),
     "vllm_nb.outputs": ("GenerationOutput", "StreamItem", "ToolCallDelta"),
     "vllm_nb.sampling": ("SamplingParams", "StructuredOutputs"),

@@ -23,6 +23,10 @@ NOTHING = {
     "panels": (),
     "engine": None,
     "output": None,
+    "over": None,
+    "into": None,
+    "concurrency": 64,
+    "resume": False,
 }
 
 

@@ -1,10 +1,11 @@
 """Many requests at once: a window of them in flight, results as they come or in order."""
 
 import asyncio
+import collections
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_nb.client.base import Query
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 async def as_completed(
     client: "AsyncEngineClient", queries: Iterable[Query | VllmNbError], concurrency: int
-) -> AsyncIterator[tuple[int, Completion]]:
+) -> AsyncGenerator[tuple[int, Completion], None]:
     """(place, answer) of each query, in the order they are done. `queries` is read only as far as there is room, so a
     generator of any length takes constant memory. A request that fails alone gives a Completion with `error`.
 
@@ -29,6 +30,7 @@ async def as_completed(
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
     numbered = enumerate(queries)
     running: set[asyncio.Task[tuple[int, Completion]]] = set()
+    done: set[asyncio.Task[tuple[int, Completion]]] = set()
     try:
         while True:
             while len(running) < concurrency and (entry := next(numbered, None)) is not None:
@@ -36,12 +38,14 @@ async def as_completed(
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            for task in sorted(
+                done, key=lambda task: task.exception() is not None
+            ):  # answers are not lost with an error
                 yield task.result()
     finally:
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*running, *done, return_exceptions=True)
 
 
 async def _ask(client: "AsyncEngineClient", place: int, query: Query | VllmNbError) -> tuple[int, Completion]:
@@ -56,6 +60,32 @@ async def _ask(client: "AsyncEngineClient", place: int, query: Query | VllmNbErr
             raise
         except VllmNbError as error:
             return place, Completion.failed(str(error)).of(query, client.sync)
+
+
+async def in_turn(
+    client: "AsyncEngineClient", queries: Iterable[Query | VllmNbError], concurrency: int
+) -> AsyncGenerator[Completion, None]:
+    """The answers in the order of the queries, `concurrency` of them asked at a time. A slow one holds back what comes
+    after it, of which a few times as many are kept."""
+    room = asyncio.Semaphore(concurrency)
+    waiting: collections.deque[asyncio.Task[Completion]] = collections.deque()
+
+    async def answer(query: Query | VllmNbError) -> Completion:
+        async with room:
+            return (await _ask(client, 0, query))[1]
+
+    rest = iter(queries)
+    try:
+        while True:
+            while len(waiting) < 4 * concurrency and (query := next(rest, None)) is not None:
+                waiting.append(asyncio.ensure_future(answer(query)))
+            if not waiting:
+                return
+            yield await waiting.popleft()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def in_order(
@@ -79,7 +109,12 @@ def run_batch(
     client: "AsyncEngineClient", conversations: Iterable[Any], concurrency: int, params: Mapping[str, Any]
 ) -> list[Completion]:
     """As `in_order`, without asyncio."""
-    return run_aside(lambda: in_order(client, conversations, concurrency, params))
+
+    async def answers() -> list[Completion]:
+        async with client:  # its connections belong to the loop that ends here
+            return await in_order(client, conversations, concurrency, params)
+
+    return run_aside(answers)
 
 
 def run_aside(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -114,3 +149,53 @@ def run_aside(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if error is not None:
         raise error
     return value  # type: ignore[return-value]  # there is one where there is no error
+
+
+def iterate_aside(
+    client: "AsyncEngineClient", start: Callable[[], AsyncGenerator[T, None]], ahead: int
+) -> Generator[T, None, None]:
+    """The items of an asynchronous generator that uses `client` and runs on a thread and event loop of its own, at most
+    `ahead` of them ahead.
+
+    It ends there too when this ends, by an interrupt, an error or being closed.
+    """
+    items: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any], asyncio.Semaphore]] = (
+        queue.SimpleQueue()
+    )
+
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        room = asyncio.Semaphore(ahead)
+        ready.put((asyncio.get_running_loop(), task, room))
+        async with client, aclosing(start()) as source:
+            async for item in source:
+                await room.acquire()
+                items.put((item, None))
+
+    def run() -> None:
+        try:
+            asyncio.run(work())
+        except BaseException as error:
+            items.put((None, error))
+        else:
+            items.put((None, StopIteration()))
+
+    thread = threading.Thread(target=run, name="vllm-nb-async", daemon=True)
+    thread.start()
+    loop, task, room = ready.get()
+    try:
+        while True:
+            item, end = items.get()
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
+            yield item  # type: ignore[misc]  # there is one where there is no error
+            with suppress(RuntimeError):  # the loop has ended: nobody waits for room
+                loop.call_soon_threadsafe(room.release)
+    finally:
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()

@@ -32,6 +32,10 @@ class CellOptions:
     panels: tuple[str, ...]
     engine: str | None
     output: str | None
+    over: str | None  # an expression that names a table
+    into: str | None
+    concurrency: int
+    resume: bool
 
     @property
     def shaped(self) -> bool:
@@ -89,6 +93,7 @@ def cell_parser() -> Parser:
     _add_form(parser)
     panel = "a live picture of the engine above the answer; may be repeated"
     parser.add_argument("--panel", action="append", choices=sorted(PANELS), help=panel)
+    _add_table(parser)
     engine = parser.add_argument("--engine", metavar="NAME", help="which engine, as %%vllm ps names it")
     parser.completes(engine, "engines")
     parser.add_argument("--no-stream", action="store_true", default=None, help="show the answer when it is whole")
@@ -140,6 +145,19 @@ def _add_form(parser: Parser) -> None:
     group.add_argument("--reasoning-effort", choices=EFFORTS, help="how much it reasons")
 
 
+def _add_table(parser: Parser) -> None:
+    group = parser.add_argument_group("a whole table")
+    over = group.add_argument(
+        "--over",
+        metavar="TABLE",
+        help="ask about each row of a DataFrame, Series or list; {{ COLUMN }} or {{ value }} is the row's",
+    )
+    parser.completes(over, "names")
+    group.add_argument("--into", metavar="COLUMN", help="add the answers to it as this column, and COLUMN_error")
+    group.add_argument("--resume", action="store_true", help="leave rows alone that have an answer in that column")
+    group.add_argument("--concurrency", type=int, default=64, metavar="N", help="rows in flight (default 64)")
+
+
 def parse_cell(
     line: str, namespace: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> CellOptions | None:
@@ -174,6 +192,10 @@ def parse_cell(
         panels=tuple(options.panel or ()),
         engine=options.engine,
         output=options.output,
+        over=options.over,
+        into=options.into,
+        concurrency=options.concurrency,
+        resume=options.resume,
     )
 
 
@@ -190,12 +212,29 @@ def _check(options: argparse.Namespace) -> None:
     if options.raw and given:
         flag = f"--{given[0].replace('_', '-')}"
         raise UsageError(f"%%vllm: {flag} needs the chat template, which --raw leaves out; drop one of them")
+    _check_table(options)
     forms = [f"--{each}" for each in ("schema", "choice", "regex", "grammar") if getattr(options, each) is not None]
     if len(forms) > 1:
         raise UsageError(f"%%vllm: an answer has one form; drop {' or '.join(forms)}")
     if (options.n or 1) > 1 and (options.tools or options.chat):
         flag = "--tools" if options.tools else "--chat"
         raise UsageError(f"%%vllm: {flag} goes on with one answer, so -n can't be {options.n}")
+
+
+def _check_table(options: argparse.Namespace) -> None:
+    if options.over is None:
+        for flag in ("into", "resume"):
+            if getattr(options, flag):
+                raise UsageError(f"%%vllm: --{flag} goes with --over TABLE")
+        return
+    for flag in ("chat", "image", "tools", "raw", "logprobs", "n"):
+        if getattr(options, flag):
+            dash = "-" if flag == "n" else "--"
+            raise UsageError(f"%%vllm: --over asks each row for one answer; drop {dash}{flag}")
+    if options.resume and options.into is None:
+        raise UsageError("%%vllm: --resume looks at the column of --into: name it")
+    if options.concurrency < 1:
+        raise UsageError(f"%%vllm: --concurrency must be at least 1, not {options.concurrency}")
 
 
 def _form(options: argparse.Namespace, namespace: Mapping[str, Any]) -> dict[str, Any]:

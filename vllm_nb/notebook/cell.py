@@ -15,15 +15,21 @@ from vllm_nb.notebook.session import Session
 if TYPE_CHECKING:  # the client is imported by the first cell that needs it, not by %load_ext
     from vllm_nb.client.completion import Completion
     from vllm_nb.client.conversation import Conversation
+    from vllm_nb.client.table import Results
     from vllm_nb.client.tools import ToolResult
     from vllm_nb.notebook.engines import Engine
 
 
-def run_cell(session: Session, line: str, cell: str, namespace: Mapping[str, Any]) -> "Completion | None":
+def run_cell(session: Session, line: str, cell: str, namespace: Mapping[str, Any]) -> "Completion | Results | None":
     """The cell's value; None where it is not to be shown."""
     options = parse_cell(line, namespace, session.settings.cell_defaults())
     if options is None:
         return None
+    if options.over is not None:
+        from vllm_nb.notebook.over import run_over
+
+        template, silent = _template(cell)
+        return run_over(session, options, template, namespace, silent=silent)
     prompt, silent = _prompt(cell, namespace)
     return answer_cell(session, options, prompt, silent=silent)
 
@@ -44,12 +50,18 @@ def answer_cell(
 
 def _prompt(cell: str, namespace: Mapping[str, Any]) -> tuple[str, bool]:
     """The cell with its expressions replaced, and whether it ends in the ';' that keeps the answer from view."""
-    text = cell.rstrip()
-    silent = text.endswith(";")
-    prompt = interpolate(text.removesuffix(";") if silent else cell.removesuffix("\n"), namespace)
+    template, silent = _template(cell)
+    prompt = interpolate(template, namespace)
     if not prompt.strip():
         raise UsageError("%%vllm: the prompt is empty; write it on the lines below")
     return prompt, silent
+
+
+def _template(cell: str) -> tuple[str, bool]:
+    """The cell as it is written, and whether it ends in that ';'."""
+    text = cell.rstrip()
+    silent = text.endswith(";")
+    return text.removesuffix(";") if silent else cell.removesuffix("\n"), silent
 
 
 class _Cell:

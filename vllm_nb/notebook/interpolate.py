@@ -43,6 +43,28 @@ def interpolate(text: str, namespace: Mapping[str, Any]) -> str:
         raise UsageError(f"an expression in {{{{ }}}} failed: {type(error).__name__}: {error}") from None
 
 
+def template(text: str) -> Callable[[Mapping[str, Any]], str]:
+    """`interpolate` for many namespaces: what is compiled is compiled once. Raises UsageError for a syntax error."""
+    if not has_expression(text):
+        return lambda namespace: text
+    from jinja2 import TemplateSyntaxError, UndefinedError
+
+    try:
+        compiled = _environment().from_string(text)
+    except TemplateSyntaxError as error:
+        raise UsageError(_syntax_message(text, error.lineno, error.message or "")) from None
+
+    def render(namespace: Mapping[str, Any]) -> str:
+        try:
+            return compiled.render(namespace)
+        except UndefinedError as error:
+            raise UsageError(_missing_message(text, namespace, error.message or "")) from None
+        except Exception as error:  # the expression's own, or what the sandbox refuses
+            raise UsageError(f"an expression in {{{{ }}}} failed: {type(error).__name__}: {error}") from None
+
+    return render
+
+
 def expressions(text: str) -> list[str]:
     """The `{{ expr }}` of a text, braces included, in order. Raises UsageError for a syntax error."""
     if not has_expression(text):

@@ -3,7 +3,7 @@
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
@@ -15,6 +15,9 @@ from vllm_nb.notebook.completer import VllmCompleter
 from vllm_nb.notebook.parser import split
 from vllm_nb.notebook.session import Session
 from vllm_nb.notebook.settings import Settings
+
+if TYPE_CHECKING:
+    from vllm_nb.client.http import EngineClient
 
 
 def overview() -> str:
@@ -72,6 +75,10 @@ class VllmMagics(Magics, Settings):
         return commands.run(self._session, words)
 
     vllm.__doc__ = f"{overview()}\n{cell_parser().format_help()}"
+
+    def client(self) -> "EngineClient":
+        """Of the engine that cells talk to, which is found or started as they would."""
+        return self._session.engines.ready(None, self._session.view()).client
 
     def _status(self) -> None:
         print(overview())
