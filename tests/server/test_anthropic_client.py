@@ -191,8 +191,11 @@ def test_a_bearer_token_will_do(smollm2):
 def test_a_full_queue_is_an_overload(tiny):
     with connect(tiny) as client:
         body = {"model": "tiny-llama", "messages": QUESTION, "max_tokens": 3000}
-        streams = [client.messages.create(**body, stream=True) for _ in range(6)]
+        streams = []
         try:
+            for number in range(6):  # two run and four wait, once they have been taken up
+                streams.append(client.messages.create(**body, stream=True))
+                tiny.eventually(lambda state, asked=number + 1: state["running"] == min(asked, 2))
             tiny.eventually(lambda state: state["waiting"] == 4)
             with pytest.raises(anthropic.OverloadedError) as caught:
                 client.messages.create(**body)
