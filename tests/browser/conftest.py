@@ -134,6 +134,11 @@ class Notebook:
         expect(prompt).to_have_text(_EXECUTED)
         return self.output(number)
 
+    def restart_kernel(self) -> None:
+        """As a reader does: JupyterLab hears nothing of a restart that it has not asked for."""
+        self.page.locator("jp-button[data-command='notebook:restart-kernel']").click()
+        self.page.get_by_role("dialog").get_by_role("button", name="Confirm Kernel Restart").click()
+
 
 _RUN_BUTTON = "jp-button[data-command='notebook:run-cell-and-select-next']"
 _EXECUTED = re.compile(r"\[\d+\]:")

@@ -93,3 +93,25 @@ def test_every_panel(notebook, page: Page) -> None:
     for name, place in CELLS.items():
         expect(panel_in(notebook.output(place), name)).to_be_visible()
     expect(notebook.output(CELLS["throughput"]).locator(".vn-status")).to_have_text(re.compile(r"step [1-9]"))
+
+
+def test_kernel_restart(lab, engine, page: Page) -> None:
+    """The panel says that its kernel is gone; its cell, run again, shows the engine, which has gone on."""
+    ask = "%%vllm --max-tokens 20 --ignore-eos\nTell me a story."
+    notebook = lab.open(page, ["%load_ext vllm_nb\nimport vllm_nb", "vllm_nb.panel('throughput')", ask])
+    notebook.run(0)
+    status = notebook.run(1).locator(".vn-status")
+    play = notebook.output(1).get_by_role("button", name="halt the picture")
+    expect(status).to_have_text(re.compile("^step "))
+    expect(play).to_be_enabled()
+
+    notebook.restart_kernel()
+    expect(status).to_have_text("the kernel was restarted: run the cell again, and the panel goes on")
+    expect(play).to_be_disabled()
+
+    notebook.run(0)
+    notebook.run(1)
+    expect(play).to_be_enabled()
+    notebook.run(2)
+    expect(status).to_have_text(re.compile("^step [1-9]"))
+    assert engine.client.health()["pid"] == engine.info.pid
