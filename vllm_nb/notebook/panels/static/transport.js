@@ -1,8 +1,14 @@
 // The bar below a panel: play, halt, seek, speed, and what there is to say of engine and kernel.
 
-import { html } from "./dom.js";
+import { html, svg } from "./dom.js";
 
 const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 5, 10];
+const SHAPES = { // paths in a square of 12; the characters for them come as coloured emoji in some browsers
+  back: "M1 1h2v10h-2z M11 1v10L4 6z",
+  play: "M2 1v10l9-5z",
+  halt: "M2 1h3v10h-3z M7 1h3v10h-3z",
+  forward: "M1 1v10l7-5z M9 1h2v10h-2z",
+};
 
 /** What stands at the end of the bar: [text, whether it is bad news]. transport: see player.py. */
 export function statusOf(transport, alive) {
@@ -22,9 +28,10 @@ export function transportBar(send) {
   const step = (by) => send({ type: "seek", step: transport.step + by });
   const button = (label, words, action) =>
     html("button", { type: "button", "aria-label": words, title: words, onclick: action }, label);
-  const back = button("⏮", "one step back", () => step(-1));
-  const play = button("▶", "play", () => send({ type: transport.playing ? "halt" : "play" }));
-  const forward = button("⏭", "one step on", () => step(1));
+  const icon = (shape) => svg("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, svg("path", { d: SHAPES[shape] }));
+  const back = button(icon("back"), "one step back", () => step(-1));
+  const play = button(icon("play"), "play", () => send({ type: transport.playing ? "halt" : "play" }));
+  const forward = button(icon("forward"), "one step on", () => step(1));
   const live = button("live", "show what happens now", () => send({ type: "follow" }));
   const slider = html("input", { type: "range", class: "vn-seek", "aria-label": "step", min: 0, max: 0, step: 1 });
   slider.addEventListener("input", () => send({ type: "seek", step: slider.valueAsNumber }));
@@ -38,7 +45,7 @@ export function transportBar(send) {
 
   const show = () => {
     if (!transport) return;
-    play.textContent = transport.playing ? "⏸" : "▶";
+    play.querySelector("path").setAttribute("d", SHAPES[transport.playing ? "halt" : "play"]);
     play.title = transport.playing ? "halt the picture" : "play";
     play.setAttribute("aria-label", play.title);
     live.hidden = !transport.live;
