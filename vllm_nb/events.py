@@ -25,6 +25,7 @@ class RequestQueued(NamedTuple):
     max_tokens: int
     leader: int | None
     sampling: dict[str, Any]
+    priority: int
     time: float
 
 

@@ -1,13 +1,17 @@
 """What a reader of the events believes is what the engine's own books say, after every step."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_nb import events
+from vllm_nb import SamplingParams, events
 from vllm_nb.engine.snapshot import take
 from vllm_nb.events import Batch, dump, parse
 from vllm_nb.inspection.view import EngineView
+from vllm_nb.sampling import NEUTRAL_DEFAULTS
 
+NEUTRAL = SamplingParams(**{**NEUTRAL_DEFAULTS, "temperature": 0.0})
 KINDS_HERE = set(events.KINDS) - {"EnginePaused", "EngineResumed", "TokenLogprobs"}
 
 
@@ -18,6 +22,7 @@ def request(draw: st.DrawFn) -> dict:
         "prompt": [(7 * start + 3 * i) % 59 for i in range(draw(st.integers(1, 30)))],
         "max_tokens": draw(st.integers(1, 16)),
         "n": draw(st.sampled_from([1, 1, 3])),
+        "priority": draw(st.sampled_from([0, 0, -1, 2])),
         "arrives": draw(st.integers(0, 8)),
         "aborted": draw(st.one_of(st.none(), st.integers(0, 20))),
     }
@@ -30,7 +35,12 @@ def arrivals(requests, step, new_sequence):
         leader = None
         for index in range(spec["n"]):
             seq = new_sequence(
-                spec["prompt"], request_id=f"r{i}", index=index, max_tokens=spec["max_tokens"], leader=leader
+                spec["prompt"],
+                replace(NEUTRAL, priority=spec["priority"]),
+                request_id=f"r{i}",
+                index=index,
+                max_tokens=spec["max_tokens"],
+                leader=leader,
             )
             leader = leader or seq
             yield seq
@@ -71,5 +81,10 @@ def test_equals_the_engines_books_after_every_step(make_core, new_sequence, requ
         assert view.books() == truth.books()
         assert view.offset == truth.offset
         assert view.num_free == core.scheduler.blocks.num_free
+        for believed_queue, queue in (
+            (view.waiting, core.scheduler.waiting),
+            (view.running, core.scheduler.running),
+        ):
+            assert believed_queue == [seq.arrival for seq in queue]
 
     drive(core, requests, new_sequence, compare)

@@ -21,7 +21,7 @@ def test_latencies_are_those_of_the_answers(small_engine: Engine) -> None:
     assert sorted(history.ttft.seconds) == pytest.approx(measured)
     assert len(history.itl.seconds) == 3 * 8
     spans = [output.timings.finished - output.timings.first_token for output in outputs]
-    assert sum(history.tpot.seconds) == pytest.approx(sum(spans) / 8, rel=0.2)
+    assert sum(history.tpot.seconds) == pytest.approx(sum(spans) / 8, rel=0.2, abs=0.01)  # answers are told later
     assert sum(history.itl.seconds) == pytest.approx(8 * sum(history.tpot.seconds))
 
 

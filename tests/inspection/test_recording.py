@@ -18,7 +18,14 @@ from vllm_nb.sampling import SamplingParams
 def recording(small_engine, busy, tmp_path_factory):
     """A file, and the view of the engine after it."""
     path = tmp_path_factory.mktemp("recordings") / "busy.vnb"
-    with small_engine.record(path):
+    before = small_engine.view().offset
+    with small_engine.record(path) as recorder:
+        busy(small_engine)
+        written = small_engine.view().offset - before
+        for _ in range(1000):  # a batch in the file, besides what comes when it is completed
+            if recorder.events >= written:
+                break
+            time.sleep(0.01)
         busy(small_engine)
     return path, small_engine.view()
 
@@ -95,7 +102,8 @@ for name in ("torch", "numpy", "numba", "tokenizers", "fastapi", "anywidget", "i
 import vllm_nb
 timeline = vllm_nb.replay(sys.argv[1])
 middle = timeline.at(len(timeline.steps) // 2)
-print(len(timeline.end.finished), len(middle.running) > 0, timeline.text_of(timeline.end.sequences[199].tokens[:8]))
+last = timeline.end.sequences[max(timeline.end.sequences)]
+print(len(timeline.end.finished), len(middle.running) > 0, timeline.text_of(last.tokens[:8]))
 """
 
 

@@ -11,7 +11,7 @@ from vllm_nb.engine.block_manager import BlockManager
 from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
-from vllm_nb.engine.memory import MemoryPlan, plan_memory
+from vllm_nb.engine.memory import MemoryPlan, kv_token_bytes, plan_memory
 from vllm_nb.engine.placement import Placement, place
 from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler
@@ -96,7 +96,7 @@ def plan_capacity(
 def _blocks_that_fit(
     model: ModelConfig, config: EngineConfig, placement: Placement, max_len: int, activation_bytes: int
 ) -> int:
-    block_bytes = _kv_bytes_per_token(model, placement) * config.block_size
+    block_bytes = kv_token_bytes(model, placement, config.block_size, placement.kv_dtype) * config.block_size
     kv_fraction = config.kv_fraction or (0.9 if placement.device.type == "cuda" else 0.3)
     if placement.device.type == "cuda":
         torch.cuda.empty_cache()  # what loading has left over counts as free
@@ -138,10 +138,6 @@ def _describe(checkpoint: Checkpoint, placement: Placement, runner: Runner, *, p
         sliding_layers=model.sliding_layers,
         wall_clock=time.time() - time.monotonic(),
     )
-
-
-def _kv_bytes_per_token(model: ModelConfig, placement: Placement) -> int:
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * placement.kv_dtype.itemsize
 
 
 def _max_stored_blocks(config: EngineConfig, capacity: Capacity) -> int:

@@ -82,7 +82,7 @@ def plan_memory(checkpoint: Checkpoint, model: ModelConfig, capacity: "Capacity"
     chosen = _name(placement.kv_dtype)
     held = {kind: kind if kind.is_floating_point else placement.weight_dtype for kind in kinds}
     weights = {_name(kind): _weight_bytes(checkpoint, kernels, held[kind], placement) for kind in kinds}
-    tokens = {_name(kind): _kv_token_bytes(model, kernels, c.block_size, kind, placement.device) for kind in kinds}
+    tokens = {_name(kind): kv_token_bytes(model, placement, c.block_size, kind) for kind in kinds}
     activations = _activation_bytes(model, placement.dtype.itemsize)
     use = MemoryUse(
         weights[chosen],
@@ -184,11 +184,10 @@ def _zeros(kind: str, rows: int, columns: int) -> RawTensor:
 # KV cache and activations
 
 
-def _kv_token_bytes(
-    model: ModelConfig, kernels: ModuleType, block_size: int, dtype: torch.dtype, device: torch.device
-) -> int:
-    """A token's keys and values in all layers."""
-    block = kernels.allocate_kv(1, block_size, model.num_kv_heads, model.head_dim, dtype, device)
+def kv_token_bytes(model: ModelConfig, placement: "Placement", block_size: int, dtype: torch.dtype) -> int:
+    """A token's keys and values in all layers, scales and padding included."""
+    shape = (1, block_size, model.num_kv_heads, model.head_dim)
+    block = placement.kernels.allocate_kv(*shape, dtype, placement.device)
     return model.num_layers * math.ceil(block.nbytes / block_size)
 
 

@@ -251,9 +251,9 @@ class Scheduler:
     def _emit_queued(self, seq: Sequence) -> None:
         leader = None if seq.leader is None else seq.leader.arrival
         prompt = seq.tokens[: seq.prompt_len].tolist()
-        sampling, arrived = seq.params.distribution(), seq.arrived
+        asked = (seq.params.distribution(), seq.params.priority)
         self._events.emit(
-            RequestQueued(seq.arrival, seq.request_id, seq.index, prompt, seq.max_tokens, leader, sampling, arrived)
+            RequestQueued(seq.arrival, seq.request_id, seq.index, prompt, seq.max_tokens, leader, *asked, seq.arrived)
         )
 
     def _emit_tokens(self, outputs: list[TokenOutput], now: float) -> None:

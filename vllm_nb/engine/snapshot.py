@@ -78,6 +78,7 @@ def _sequence(seq: Sequence) -> dict[str, Any]:
         "max_tokens": seq.max_tokens,
         "leader": None if seq.leader is None else seq.leader.arrival,
         "sampling": seq.params.distribution(),
+        "priority": seq.params.priority,
         "queued": seq.arrived,
         "status": seq.status.value,
         "tokens": seq.tokens.copy(),

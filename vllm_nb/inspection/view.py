@@ -37,6 +37,7 @@ class SequenceView:
     max_tokens: int
     leader: int | None
     sampling: dict[str, float]
+    priority: int  # whose is lower runs earlier
     queued: float
     tokens: list[int]
     status: str = "waiting"  # waiting, running, finished
@@ -220,8 +221,12 @@ class EngineView:
 
     def _enter(self, seq: SequenceView) -> None:
         self.sequences[seq.sequence] = seq
-        insort(self.running if seq.status == "running" else self.waiting, seq.sequence)
+        insort(self.running if seq.status == "running" else self.waiting, seq.sequence, key=self._order)
         self._hold(seq.sequence, seq.blocks)
+
+    def _order(self, sequence: int) -> tuple[int, int]:
+        """As the scheduler's queues have it."""
+        return self.sequences[sequence].priority, sequence
 
     def _hold(self, sequence: int, blocks: list[int]) -> None:
         for block in blocks:
@@ -255,8 +260,8 @@ class EngineView:
         self.changed.add(block)
 
     def _queued(self, event: events.RequestQueued) -> None:
-        number, request_id, choice, prompt, max_tokens, leader, sampling, time = event
-        known = number, request_id, choice, len(prompt), max_tokens, leader, sampling, time
+        number, request_id, choice, prompt, max_tokens, leader, sampling, priority, time = event
+        known = number, request_id, choice, len(prompt), max_tokens, leader, sampling, priority, time
         self._enter(SequenceView(*known, tokens=prompt.copy()))
         self._new.add(number)
         self.time = max(self.time, time)
@@ -264,7 +269,7 @@ class EngineView:
     def _scheduled(self, event: events.RequestScheduled) -> None:
         seq = self.sequences[event.sequence]
         self.waiting.remove(event.sequence)
-        insort(self.running, event.sequence)
+        insort(self.running, event.sequence, key=self._order)
         seq.status, seq.computed, self.time = "running", event.cached_tokens, event.time
         if seq.scheduled is None:
             seq.scheduled, seq.cached = event.time, min(event.cached_tokens, seq.prompt_len)
@@ -274,7 +279,7 @@ class EngineView:
     def _preempted(self, event: events.RequestPreempted) -> None:
         seq = self.sequences[event.sequence]
         self.running.remove(event.sequence)
-        insort(self.waiting, event.sequence)
+        insort(self.waiting, event.sequence, key=self._order)
         seq.status, self.time = "waiting", event.time
         seq.preemptions += 1
         self.counters.preemptions += 1
