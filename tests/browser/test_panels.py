@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from vllm_nb.notebook.panels import PANELS
+from vllm_nb.notebook.panels.palette import COLOURS
 
 NAMES = list(PANELS)
 CELLS = {name: place for place, name in enumerate(NAMES, 1)}
@@ -29,6 +30,14 @@ def choose_theme(page: Page, name: str) -> None:
     page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).click()
     page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{name}$")).click()
     expect(page.locator("body")).to_have_attribute("data-jp-theme-name", name)
+
+
+def free_cell(output: Locator) -> str:
+    """The colour of a block in the last row of the KV map, which is free."""
+    return output.locator(".vn-map canvas").first.evaluate("""canvas => {
+        const { data } = canvas.getContext("2d").getImageData(3, canvas.height - 8, 1, 1);
+        return "#" + [...data.slice(0, 3)].map((part) => part.toString(16).padStart(2, "0")).join("");
+    }""")
 
 
 def photograph(output: Locator, name: str, theme: str) -> None:
@@ -78,6 +87,7 @@ def test_every_panel(notebook, page: Page) -> None:
 
     for theme in ("Light", "Dark"):
         choose_theme(page, f"JupyterLab {theme}")
+        assert free_cell(notebook.output(CELLS["kv"])) == COLOURS["surface"][theme == "Dark"]
         for name, place in CELLS.items():
             photograph(notebook.output(place), name, theme.lower())
     choose_theme(page, "JupyterLab Light")
@@ -115,3 +125,17 @@ def test_kernel_restart(lab, engine, page: Page) -> None:
     notebook.run(2)
     expect(status).to_have_text(re.compile("^step [1-9]"))
     assert engine.client.health()["pid"] == engine.info.pid
+
+
+def test_dashboard(lab, page: Page) -> None:
+    """All panels below one another, none wider than there is room, and one bar for all."""
+    notebook = lab.open(page, ["import vllm_nb\nvllm_nb.dashboard()"])
+    output = notebook.run(0)
+    for name in NAMES:
+        expect(panel_in(output, name)).to_be_visible()
+        picture = panel_in(output, name).locator(".vn-body")
+        assert picture.evaluate("body => body.clientHeight > 50 && body.scrollWidth <= body.clientWidth"), name
+    expect(output.locator(".vn-transport:visible")).to_have_count(1)
+    expect(output.locator(".vn-status").first).to_have_text(re.compile("^step "))
+    swatches = panel_in(output, "schedule").locator(".vn-legend").first.locator(".vn-swatch").all()
+    assert len({swatch.evaluate("swatch => swatch.offsetTop") for swatch in swatches}) == 1  # no style of another panel

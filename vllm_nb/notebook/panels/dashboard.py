@@ -13,6 +13,7 @@ from vllm_nb.notebook.panels.panel import Panel
 from vllm_nb.notebook.panels.svg import Svg
 
 _GAP = 12.0
+_NARROWEST = 600  # pixels; below, the words in charts get too small to read
 
 
 class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
@@ -21,7 +22,7 @@ class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
     def __init__(self, source: Observed | Timeline):
         self.panels: dict[str, Panel] = {name: source.panel(name) for name in PANELS}
         layout = ipywidgets.Layout(
-            grid_template_columns="repeat(auto-fit, minmax(min(460px, 100%), 1fr))",
+            grid_template_columns=f"repeat(auto-fit, minmax(min({_NARROWEST}px, 100%), 1fr))",
             grid_gap=f"{_GAP:.0f}px",
             align_items="flex-start",
         )

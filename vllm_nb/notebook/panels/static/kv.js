@@ -52,7 +52,7 @@ function kvView(box, model) {
   request.addEventListener("change", () => select("sequence", request.value === "" ? null : Number(request.value)));
   const words = html("div", { class: "vn-words", "aria-live": "polite" });
   const facts = html("dl", { class: "vn-facts" });
-  box.append(tiles, scroll, html("div", { class: "vn-head" }, legend, request), words, facts);
+  box.append(tiles, scroll, html("div", { class: "vn-head" }, legend, request), words);
   const painter = cellPainter(canvas, box);
   let state = null;
   let size = null;
@@ -65,12 +65,13 @@ function kvView(box, model) {
   const choose = (block) => {
     if (block === chosen) return;
     chosen = block;
+    if (!facts.isConnected) words.after(facts); // from now on there is room for them
     if (painter.marked) painter.mark(block, state.table);
     say();
     select("block", block);
   };
   const say = () => {
-    words.textContent = chosen === null || !state ? "" : `block ${chosen}: ${cellWords(store.cells[chosen], state.block_size)}`;
+    words.textContent = chosen === null || !state ? "Point at a block, or use the arrow keys." : `block ${chosen}: ${cellWords(store.cells[chosen], state.block_size)}`;
   };
 
   canvas.addEventListener("pointermove", (event) => {
@@ -99,6 +100,9 @@ function kvView(box, model) {
     const width = scroll.clientWidth;
     if (!width || !state) return;
     size = cellLayout(store.cells.length, width);
+    paint();
+  };
+  const paint = () => {
     painter.paint(store.cells, size, state.block_size);
     painter.mark(chosen, state.table);
   };
@@ -107,7 +111,7 @@ function kvView(box, model) {
   });
   const resized = new ResizeObserver(paintAll);
   resized.observe(scroll);
-  const themed = new MutationObserver(paintAll);
+  const themed = new MutationObserver(() => size && paint()); // at its old size: JupyterLab hides all meanwhile
   themed.observe(document.body, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "data-theme"] });
 
   const update = (next) => {

@@ -4,6 +4,7 @@ import { html, numbersTable, setOptions, svg } from "./dom.js";
 import { panel } from "./panel.js";
 
 const [ROW, TOP, LEFT, TABLE, MEMORY, SIDE] = [18, 34, 12, 380, 500, 260];
+const HINT = "Red: written in this step. Point at a logical block, or use the arrow keys.";
 const READERS = { all: "all layers", full: "layers without window", none: "no layer: left of the window" };
 
 /** Columns and cell size of a square that holds all physical blocks, row by row. */
@@ -63,7 +64,7 @@ function pagingView(box, model) {
     picture.setAttribute("viewBox", `0 0 ${MEMORY + SIDE + 12} ${state.rows.length ? height : 10}`);
     picture.replaceChildren(...(state.rows.length ? parts(state, chosen, choose) : []));
     const row = state.rows.find(([logical]) => logical === chosen);
-    words.textContent = row ? pagingRowWords(row) : "";
+    words.textContent = row ? pagingRowWords(row) : state.rows.length ? HINT : "";
   };
   return (next) => {
     state = next;

@@ -162,7 +162,8 @@ function drawPhases(picture, state) {
   const [high, width] = [56, columnWidth(state)];
   const totals = state.steps.map((_, i) => Object.keys(PHASES).reduce((sum, name) => sum + state.phases[name][i], 0));
   const most = Math.max(1e-9, ...totals);
-  const parts = [label(0, 11, "Time of a step", "vn-title"), label(0, 25, `≤ ${shortNumber(most)} ms`, "vn-tick")];
+  const scale = state.steps.length ? `≤ ${shortNumber(most)} ms` : "–";
+  const parts = [label(0, 11, "Time of a step", "vn-title"), label(0, 25, scale, "vn-tick")];
   state.steps.forEach((step, i) => {
     let y = high;
     const bars = Object.entries(PHASES).map(([name, role]) => {

@@ -39,7 +39,7 @@ export function treeRows(nodes, parent = null, depth = 0) {
 
 /** Builds the view inside `box`; call what it returns with each new state. */
 export function tokensView(box, model) {
-  const text = html("div", { class: "vn-text", role: "listbox", "aria-label": "tokens" });
+  const text = html("div", { class: "vn-flow", role: "listbox", "aria-label": "tokens" });
   const detail = html("div", { class: "vn-detail" });
   const tree = html("ul", { class: "vn-tree", "aria-label": "branches" });
   const problem = html("div", { class: "vn-over", role: "alert" });
