@@ -19,7 +19,10 @@ def _check_number(name: str, value: Any, low: float, high: float, whole: bool = 
     kind = "a whole number" if whole else "a number"
     ok = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not ok or not low <= value <= high:  # NaN is in no range
-        limits = f"from {low:g} to {high:g}" if high < 2**31 - 1 else f"of at least {low:g}"
+        if high < 2**31 - 1:
+            limits = f"from {low:g} to {high:g}"
+        else:
+            limits = f"of at most {high:,}" if ok and value > high else f"of at least {low:,}"
         raise ValueError(f"{name} must be {kind} {limits}, not {value!r}")
 
 

@@ -328,7 +328,7 @@ def test_an_engine_that_hangs_is_shown_and_killed(runtime, tiny_model_path, monk
         ("registry", "PROBE_TIMEOUT"),
         ("process", "PROBE_TIMEOUT"),
         ("process", "_GRACE"),
-        ("http", "_ABORT"),
+        ("http", "ABORT"),
     ]:
         monkeypatch.setattr(f"vllm_nb.client.{module}.{name}", 0.4)
     first = begin(tiny_model_path)
@@ -398,3 +398,13 @@ def test_the_public_names(runtime):
     assert vllm_nb.start is start
     assert vllm_nb.stop is stop
     assert vllm_nb.list_engines() == []
+
+
+def test_who_watches_does_not_hold_up_the_end(runtime, tiny_model_path):
+    """A panel's stream of events is no answer that would have to be finished."""
+    outcome = start(tiny_model_path, **SMALL)
+    batches = outcome.client.events()
+    next(batches)
+    (stopped,) = stop()
+    assert stopped.how == "shutdown"  # when it was asked to, not killed later
+    batches.close()

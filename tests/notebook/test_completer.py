@@ -16,7 +16,7 @@ def offered(shell: InteractiveShell, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("%vllm st", ["start", "stop"]),
+        ("%vllm st", ["start", "step", "stop"]),
         ("%vllm start --max-m", ["--max-model-len"]),
         ("%vllm start --device ", ["auto", "cpu", "cuda", "mps"]),
         ("%vllm start smol", ["smollm2"]),

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import pandas as pd
 import pytest
@@ -58,7 +59,11 @@ def test_an_interrupt_keeps_the_rows_that_are_done(shell, run, engine):
     done = shell.user_ns["many"]["said"].notna().sum()
     assert 0 < done < 400
     assert shell.user_ns["_"].progress.done == done
-    state = engine.state()
+    for _ in range(500):  # the engine sees that those in flight have hung up
+        state = engine.state()
+        if not state["running"] + state["waiting"]:
+            break
+        time.sleep(0.01)
     assert (state["running"], state["waiting"]) == (0, 0)
 
 
@@ -71,6 +76,8 @@ def test_an_interrupt_keeps_the_rows_that_are_done(shell, run, engine):
         ("--over df --chat a", "--over asks each row for one answer; drop --chat"),
         ("--over df -n 2", "drop -n"),
         ("--over df --resume", "--resume looks at the column of --into: name it"),
+        ("--over df --into colour", "--into colour would overwrite what the prompt reads"),
+        ("--over df.iloc[:,1:]", "{{ colour }}: no row has 'colour'; columns are n"),
         ("--over df --concurrency 0", "--concurrency must be at least 1, not 0"),
     ],
 )

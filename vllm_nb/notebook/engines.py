@@ -91,6 +91,8 @@ class Engines:
             client = EngineClient(url, key, name=name)
             try:
                 model = client.model
+            except EngineDeadError as error:
+                raise EngineFailure(f"cannot attach {url}: nothing answers there") from error
             except VllmNbError as error:
                 raise EngineFailure(f"cannot attach {url}: {error}") from error
         if not model:

@@ -65,6 +65,19 @@ def template(text: str) -> Callable[[Mapping[str, Any]], str]:
     return render
 
 
+def names_in(text: str) -> set[str]:
+    """What a text's expressions ask for, besides the functions that are always there. Raises UsageError."""
+    if not has_expression(text):
+        return set()
+    from jinja2 import TemplateSyntaxError, meta
+
+    environment = _environment()
+    try:
+        return meta.find_undeclared_variables(environment.parse(text)) - set(environment.globals)
+    except TemplateSyntaxError as error:
+        raise UsageError(_syntax_message(text, error.lineno, error.message or "")) from None
+
+
 def expressions(text: str) -> list[str]:
     """The `{{ expr }}` of a text, braces included, in order. Raises UsageError for a syntax error."""
     if not has_expression(text):

@@ -10,7 +10,7 @@ from vllm_nb.client.table import BatchStopped, Results
 from vllm_nb.notebook.arguments import CellOptions
 from vllm_nb.notebook.batch import make_question, watching
 from vllm_nb.notebook.failures import EngineFailure, Interrupted, told_to_the_user
-from vllm_nb.notebook.interpolate import did_you_mean
+from vllm_nb.notebook.interpolate import did_you_mean, names_in
 from vllm_nb.notebook.session import Session
 
 FAR = "; run the cell again with --resume to go on"
@@ -22,6 +22,7 @@ def run_over(
     """The cell's value; None where it is not to be shown. What is done is kept in `_`, the column and the variable of
     -o, also where the cell is interrupted or the engine goes away."""
     rows = _rows(options.over or "", namespace)
+    _check_names(rows, options, template, namespace)
     params = {name: value for name, value in options.params.items() if name != "schema"}
     with told_to_the_user():
         question = make_question(
@@ -56,6 +57,19 @@ def _rows(text: str, namespace: Mapping[str, Any]) -> Rows:
         raise UsageError(f"%%vllm: --over: {error.name!r} is not defined in this notebook{hint}") from None
     except Exception as error:
         raise UsageError(f"%%vllm: --over {text}: {type(error).__name__}: {error}") from None
+
+
+def _check_names(rows: Rows, options: CellOptions, template: str, namespace: Mapping[str, Any]) -> None:
+    """Names that no row has, and a column that would take the place of what is asked about."""
+    asked = names_in(template)
+    if options.into in asked & set(rows.columns):
+        raise UsageError(f"%%vllm: --into {options.into} would overwrite what the prompt reads; name another column")
+    first = next(iter(rows), {})
+    unknown = sorted(asked - set(first) - set(namespace)) if first else []
+    if unknown:
+        columns = [name for name in first if name != "row"]
+        hint = did_you_mean(unknown[0], columns) or f"; columns are {', '.join(columns)}"
+        raise UsageError(f"%%vllm: {{{{ {unknown[0]} }}}}: no row has {unknown[0]!r}{hint}")
 
 
 def _keep(session: Session, options: CellOptions, results: Results) -> None:

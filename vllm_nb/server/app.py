@@ -49,7 +49,6 @@ _ROUTES = (
     embeddings,
     mcp_routes,
     measure,
-    observe,
     metrics,
     model_list,
     openai,
@@ -204,6 +203,7 @@ def create_app(
     for routes in _ROUTES:
         app.include_router(routes.create_router(host))
     app.include_router(inspect.create_router(host, policy, identity, stop))
+    app.include_router(observe.create_router(host, stopping))
     app.include_router(docs.create_router(app))
     if with_ui:
         app.include_router(ui.create_router(policy))

@@ -1,7 +1,7 @@
 """Our routes for watching the engine at work: its events, and the step debugger."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,14 +20,15 @@ class StepRequest(BaseModel):
     count: int = Field(1, ge=1, le=1_000_000)
 
 
-def create_router(host: EngineHost) -> APIRouter:
+def create_router(host: EngineHost, stopping: Callable[[], bool]) -> APIRouter:
+    """stopping: whether the server is to end, which ends whoever only watches."""
     router = APIRouter()
 
     @router.get("/inspect/events")
     async def events(offset: Annotated[int | None, Query(ge=0)] = None, follow: bool = True) -> Response:
         """What happens in the engine, as server-sent events; from event number `offset` on, or from now."""
         reader = host.require_engine().event_reader(offset)
-        return EventStream(_batches(reader, follow), None, nullcontext())
+        return EventStream(_batches(reader, follow, stopping), None, nullcontext())
 
     @router.post("/inspect/pause")
     async def pause() -> dict[str, Any]:
@@ -53,13 +54,13 @@ def create_router(host: EngineHost) -> APIRouter:
     return router
 
 
-async def _batches(reader: "EventReader", follow: bool) -> AsyncGenerator[bytes, None]:
+async def _batches(reader: "EventReader", follow: bool, stopping: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
     """A batch a piece, its id the number of the event that follows. It is read and encoded in a thread, where it holds
     up neither the engine nor other answers."""
     loop = asyncio.get_running_loop()
-    while follow or reader.has_news:
+    while (follow and not stopping()) or reader.has_news:
         deadline = loop.time() + HEARTBEAT
-        while not reader.has_news and loop.time() < deadline:
+        while not reader.has_news and loop.time() < deadline and not stopping():
             await asyncio.sleep(POLL)
         yield await asyncio.to_thread(_encoded, reader)
         if follow:
