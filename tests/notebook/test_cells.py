@@ -75,7 +75,7 @@ class TestAnswer:
         assert all(choice.text in last["data"]["text/plain"] for choice in answers.choices)
 
     def test_several_answers_grow_side_by_side(self, shell: InteractiveShell, run) -> None:
-        run("%%vllm -n 2 --max-tokens 24 --seed 1 --ignore-eos\nName an animal.")
+        run("%%vllm -n 2 --max-tokens 200 --seed 1 --ignore-eos\nName an animal.")
         *frames, last = [output["data"] for output in shell.display_pub.outputs]
         assert any("<hr>" in frame["text/html"] for frame in frames)
         assert all(frame["text/plain"].startswith("[") for frame in frames)  # plain text has them when they are whole
