@@ -398,13 +398,3 @@ def test_the_public_names(runtime):
     assert vllm_nb.start is start
     assert vllm_nb.stop is stop
     assert vllm_nb.list_engines() == []
-
-
-def test_who_watches_does_not_hold_up_the_end(runtime, tiny_model_path):
-    """A panel's stream of events is no answer that would have to be finished."""
-    outcome = start(tiny_model_path, **SMALL)
-    batches = outcome.client.events()
-    next(batches)
-    (stopped,) = stop()
-    assert stopped.how == "shutdown"  # when it was asked to, not killed later
-    batches.close()

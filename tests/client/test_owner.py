@@ -9,7 +9,7 @@ import time
 import psutil
 
 from vllm_nb.client.outcomes import Reused
-from vllm_nb.client.process import find, list_engines, start
+from vllm_nb.client.process import find, list_engines, start, stop
 
 SMALL = {"num_kv_blocks": 512, "max_num_seqs": 4, "threads": 1}
 
@@ -51,3 +51,13 @@ def test_it_stays_when_somebody_else_has_started_it_too(runtime, tiny_model_path
     time.sleep(0.6)  # two looks of the engine after its owner
     with outcome.client as client:
         assert client.chat("Hello", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_who_watches_does_not_hold_up_the_end(runtime, tiny_model_path):
+    """A panel's stream of events is no answer that would have to be finished."""
+    outcome = start(tiny_model_path, **SMALL)
+    batches = outcome.client.events()
+    next(batches)
+    (stopped,) = stop()
+    assert stopped.how == "shutdown"  # when it was asked to, not killed later
+    batches.close()
