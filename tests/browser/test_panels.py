@@ -7,11 +7,9 @@ import os
 import re
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from vllm_nb.notebook.panels import PANELS
-from vllm_nb.notebook.panels.palette import COLOURS
 
 NAMES = list(PANELS)
 CELLS = {name: place for place, name in enumerate(NAMES, 1)}
@@ -23,86 +21,6 @@ WRITE = bool(os.environ.get("SCREENSHOTS"))
 
 def panel_in(output: Locator, name: str) -> Locator:
     return output.get_by_role("region", name=TITLES.get(name, name.capitalize()))
-
-
-def choose_theme(page: Page, name: str) -> None:
-    page.locator(".lm-MenuBar-itemLabel", has_text="Settings").click()
-    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).click()
-    page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{name}$")).click()
-    expect(page.locator("body")).to_have_attribute("data-jp-theme-name", name)
-
-
-def free_cell(output: Locator) -> str:
-    """The colour of a block in the last row of the KV map, which is free."""
-    return output.locator(".vn-map canvas").first.evaluate("""canvas => {
-        const { data } = canvas.getContext("2d").getImageData(3, canvas.height - 8, 1, 1);
-        return "#" + [...data.slice(0, 3)].map((part) => part.toString(16).padStart(2, "0")).join("");
-    }""")
-
-
-def photograph(output: Locator, name: str, theme: str) -> None:
-    output.scroll_into_view_if_needed()
-    picture = output.locator(".vllm-nb").first.screenshot()
-    assert len(picture) > 4000, f"{name} is blank"
-    if WRITE:
-        FOLDER.mkdir(exist_ok=True)
-        (FOLDER / f"{name}-{theme}.png").write_bytes(picture)
-
-
-@pytest.fixture
-def notebook(lab, page: Page):
-    """A notebook with a cell for each panel, all shown."""
-    page.set_viewport_size({"width": 1280, "height": 1000})
-    cells = ["%load_ext vllm_nb\nimport vllm_nb\nclient = vllm_nb.connect()"]
-    cells += [f"vllm_nb.panel({name!r})" for name in NAMES]
-    cells += ["%%vllm --temperature 0.9 --seed 1 --max-tokens 200 --logprobs 8 --ignore-eos -n 3\nTell me a story."]
-    cells += ["client.panel('schedule')"]
-    notebook = lab.open(page, cells)
-    notebook.run(0)
-    for name, place in CELLS.items():
-        expect(panel_in(notebook.run(place), name)).to_be_visible()
-    return notebook
-
-
-def test_every_panel(notebook, page: Page) -> None:
-    notebook.start(ASK)
-    expect(notebook.output(ASK)).to_contain_text("tok/s")
-    for name, place in CELLS.items():  # each is followed while the cell runs, and only while it is seen
-        output = notebook.output(place)
-        panel_in(output, name).scroll_into_view_if_needed()
-        status = output.locator(".vn-status")
-        expect(status).to_have_text(re.compile(r"step [1-9]"))
-        before = status.text_content() or ""
-        expect(status).not_to_have_text(before)
-    expect(notebook.cell(ASK).locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]:"))
-
-    tokens = notebook.output(CELLS["tokens"])
-    tokens.locator(".vn-token").first.scroll_into_view_if_needed()
-    expect(tokens.locator(".vn-token")).to_have_count(200)
-    tokens.get_by_role("button", name="fork with").first.click()
-    expect(tokens.locator(".vn-tree li")).to_have_count(4)
-
-    again = notebook.run(AGAIN)  # the same panel a second time
-    expect(panel_in(again, "schedule").locator(".vn-lanes text").first).to_be_visible()
-
-    for theme in ("Light", "Dark"):
-        choose_theme(page, f"JupyterLab {theme}")
-        assert free_cell(notebook.output(CELLS["kv"])) == COLOURS["surface"][theme == "Dark"]
-        for name, place in CELLS.items():
-            photograph(notebook.output(place), name, theme.lower())
-    choose_theme(page, "JupyterLab Light")
-
-    lanes = notebook.output(CELLS["schedule"]).locator(".vn-lanes")  # by keyboard
-    lanes.focus()
-    page.keyboard.press("ArrowLeft")
-    expect(notebook.output(CELLS["schedule"]).locator(".vn-words")).to_have_text(re.compile("^sequence .*step"))
-
-    page.keyboard.press("Control+s")
-    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
-    page.reload()  # the kernel still has the panels
-    for name, place in CELLS.items():
-        expect(panel_in(notebook.output(place), name)).to_be_visible()
-    expect(notebook.output(CELLS["throughput"]).locator(".vn-status")).to_have_text(re.compile(r"step [1-9]"))
 
 
 def test_kernel_restart(lab, engine, page: Page) -> None:
