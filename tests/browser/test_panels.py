@@ -1,22 +1,13 @@
-"""All panels in JupyterLab: they render, follow a running cell, and live through re-display and reload of the page.
+"""Panels in JupyterLab: all of them on a dashboard, and one that lives through a restart of its kernel."""
 
-Screenshots are compared by people: `SCREENSHOTS=1 pytest tests/browser/test_panels.py` writes them anew.
-"""
-
-import os
 import re
-from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
 from vllm_nb.notebook.panels import PANELS
 
 NAMES = list(PANELS)
-CELLS = {name: place for place, name in enumerate(NAMES, 1)}
-ASK, AGAIN = len(NAMES) + 1, len(NAMES) + 2
-FOLDER = Path(__file__).parent / "screenshots"
 TITLES = {"kv": "KV cache", "paging": "Attention paging"}  # the others are called after their names
-WRITE = bool(os.environ.get("SCREENSHOTS"))
 
 
 def panel_in(output: Locator, name: str) -> Locator:
