@@ -17,7 +17,7 @@ class Browser:
         self.bytes = 0
         self.open()
         monkeypatch.setattr(panel, "send", self.receive)
-        self.tell(type="seen", view="a", visible=True)
+        self.tell(type="seen", view="a", number=1, visible=True)
 
     def open(self):
         cells = self.panel.get_state("cells")["cells"]

@@ -31,16 +31,46 @@ def test_frames_go_only_to_those_who_look(paging):
     before = paging.frame
     player.seek(5)
     assert player.tick(0.1) == 0
-    tell(paging, type="seen", view="a", visible=True)
+    tell(paging, type="seen", view="a", number=1, visible=True)
     assert player.tick(0.1) > 0
     assert (paging.frame, paging.state["step"]) == (before + 1, 5)
-    tell(paging, type="seen", view="a", visible=False)
+    tell(paging, type="seen", view="a", number=2, visible=False)
     player.seek(6)
     assert player.tick(0.1) == 0
 
 
+def test_a_word_of_the_page_that_was_overtaken_does_not_count(paging):
+    tell(paging, type="seen", view="a", number=2, visible=True)
+    tell(paging, type="seen", view="a", number=1, visible=False)
+    assert paging.visible
+
+
+def test_who_shows_a_panel_looks_at_it_until_the_page_says_more(paging):
+    """A front end without subshells cannot say anything while the cell runs that shows the panel."""
+    paging._repr_mimebundle_()
+    paging.player.seek(5)
+    assert paging.player.tick(0.1) > 0
+    tell(paging, type="seen", view="a", number=1, visible=False)
+    paging.player.seek(6)
+    assert paging.player.tick(0.1) == 0
+
+
+def test_a_panel_that_cannot_draw_says_so_and_the_others_go_on(timeline, paging, monkeypatch):
+    throughput = timeline.panel("throughput")
+    monkeypatch.setattr(paging, "look", lambda view: {}[view.step])
+    for panel in (paging, throughput):
+        tell(panel, type="seen", view="a", number=1, visible=True)
+    paging.player.seek(5)
+    before = throughput.frame
+    paging.player.tick(0.1)
+    assert throughput.frame == before + 1
+    assert paging.transport["error"] == "this panel has failed: KeyError(5)"
+    monkeypatch.undo()
+    assert timeline.panel("paging") is not paging  # shown again, it is a new one
+
+
 def test_no_frame_is_sent_while_others_wait_to_be_drawn(paging):
-    tell(paging, type="seen", view="a", visible=True)
+    tell(paging, type="seen", view="a", number=1, visible=True)
     tell(paging, type="drawn", frame=paging.frame)
     for step in range(1, 20):
         paging.player.seek(step)

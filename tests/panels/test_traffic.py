@@ -35,7 +35,7 @@ class Page:
         self.bytes = self.frames = 0
         self.some = threading.Event()
         panel.comm.publish_msg = self.publish
-        panel._handle_custom_msg({"type": "seen", "view": "a", "visible": True}, [])
+        panel._handle_custom_msg({"type": "seen", "view": "a", "number": 1, "visible": True}, [])
 
     def publish(self, msg_type, data=None, metadata=None, buffers=None, **keys):
         self.bytes += len(json.dumps(data)) + sum(memoryview(buffer).nbytes for buffer in buffers or ())
@@ -65,7 +65,7 @@ def test_a_hidden_panel_sends_nothing(busy_engine):
     page = Page(panel)
     assert page.some.wait(60)
     with panel.player.lock:
-        panel._handle_custom_msg({"type": "seen", "view": "a", "visible": False}, [])
+        panel._handle_custom_msg({"type": "seen", "view": "a", "number": 2, "visible": False}, [])
         before = page.frames
     step = panel.player.timeline.steps.stop
     for batch in busy_engine.events():  # the engine works on, and the timeline with it

@@ -10,9 +10,12 @@ _KNOWN: "weakref.WeakKeyDictionary[Timeline, History]" = weakref.WeakKeyDictiona
 
 def history_of(timeline: Timeline) -> History:
     """Of all that has happened in it until now; the same object as long as no events were lost. Not thread-safe."""
-    history = _KNOWN.get(timeline)
-    if history is None or history.info is not timeline.info or history.offset < timeline.first:
-        history = _KNOWN[timeline] = History(timeline.at(timeline.steps.start))
-    for event in timeline.between(history.offset):
+    history = _KNOWN.get(timeline) or History(timeline.near(0))
+    news = timeline.between(history.offset)
+    while history.info is not timeline.info or history.offset < timeline.first:  # asked afterwards: it grows meanwhile
+        history = History(timeline.near(0))
+        news = timeline.between(history.offset)
+    for event in news:
         history.apply(event)
+    _KNOWN[timeline] = history
     return history

@@ -143,6 +143,11 @@ class Timeline:
                 raise ValueError(f"step {step} is not in here; there are {self.steps.start} to {self.steps.stop - 1}")
             return self._at_offset(self._offset_after(step))
 
+    def near(self, step: int) -> EngineView:
+        """The state after that step of those in here that is nearest to it, a copy."""
+        with self._lock:
+            return self._at_offset(self._offset_after(step))
+
     def _offset_after(self, step: int) -> int:
         before = bisect_right(self._steps, step)
         return self._ends[before - 1] if before else self._first

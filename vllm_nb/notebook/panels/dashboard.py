@@ -57,6 +57,8 @@ class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
         return "".join(panel.html() for panel in self.panels.values())
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
+        for panel in self.panels.values():
+            panel.expect_view()
         return super()._repr_mimebundle_(**options) | {"text/html": self.html()}
 
     def __repr__(self) -> str:

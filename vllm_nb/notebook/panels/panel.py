@@ -14,6 +14,7 @@ IN_FLIGHT = 2  # frames that may be on their way to the browser
 OVERDUE = 0.2  # seconds after which a frame counts as lost: a kernel that is busy with a cell hears no answers
 GONE = 30.0  # seconds without any answer after which the page was probably closed
 SLOW = 5.0  # seconds between two frames then
+_EXPECTED = "expected"  # the view that a display will open
 
 
 class Panel(Picture):
@@ -21,7 +22,7 @@ class Panel(Picture):
 
     def __init__(self, player: Player):
         self.player = player
-        self._views: dict[str, bool] = {}  # those in the browser, and whether they can be seen
+        self._views: dict[str, tuple[int, bool]] = {}  # in the browser: (number of its last word, whether it is seen)
         self._drawn = 0
         self._sent = self._answered = time.monotonic()
         super().__init__()
@@ -47,7 +48,7 @@ class Panel(Picture):
 
     @property
     def visible(self) -> bool:
-        return any(self._views.values())
+        return any(seen for _, seen in list(self._views.values()))
 
     def is_ready(self, now: float) -> bool:
         overdue = SLOW if now - self._answered > GONE else OVERDUE
@@ -64,19 +65,36 @@ class Panel(Picture):
             self.frame += 1
         return len(json.dumps(state))
 
+    def fail(self, error: Exception) -> None:
+        """Say why there will be no more frames."""
+        self.transport = self.transport | {"error": f"this panel has failed: {error!r}"}
+
+    # From the browser
+
+    def expect_view(self) -> None:
+        """The panel is being shown: somebody looks, until a page says otherwise. In a front end without subshells none
+        can while the cell runs that shows it."""
+        self._answered = time.monotonic()
+        self._views[_EXPECTED] = (0, True)
+        self.player.refresh(self)
+
+    def _handle_msg(self, message: dict[str, Any]) -> None:
+        """Any message, perhaps on a thread of the kernel's; not while a frame is being made, which sets traits too."""
+        with self.player.lock:
+            super()._handle_msg(message)
+
     def _receive(self, _: Any, content: dict[str, Any], buffers: list[Any]) -> None:
-        """From the browser; perhaps on a thread of the kernel's."""
         self._answered = time.monotonic()
         player = self.player
         match content:
             case {"type": "drawn", "frame": int(frame)}:
                 self._drawn = max(self._drawn, frame)
                 player.wake()
-            case {"type": "seen", "view": str(name), "visible": bool(visible)}:
-                self._views[name] = visible
-                player.refresh(self)
-            case {"type": "gone", "view": str(name)}:
-                self._views.pop(name, None)
+            case {"type": "seen", "view": str(name), "number": int(number), "visible": bool(visible)}:
+                self._views.pop(_EXPECTED, None)
+                if number > self._views.get(name, (0, False))[0]:  # else it was overtaken on its way
+                    self._views[name] = (number, visible)
+                    player.refresh(self)
             case {"type": "play"}:
                 player.play()
             case {"type": "halt"}:
@@ -87,6 +105,10 @@ class Panel(Picture):
                 player.seek(step)
             case {"type": "speed", "speed": int(speed) | float(speed)}:
                 player.set_speed(float(speed))
+
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.expect_view()
+        return super()._repr_mimebundle_(**options)
 
     def __repr__(self) -> str:
         transport = self.player.transport()

@@ -9,6 +9,7 @@ import traitlets
 from vllm_nb.errors import VllmNbError
 from vllm_nb.notebook.panels.bundle import bundle, style
 from vllm_nb.notebook.panels.svg import Svg
+from vllm_nb.notebook.subshells import react_while_cells_run
 
 
 class Picture(anywidget.AnyWidget):
@@ -32,6 +33,7 @@ class Picture(anywidget.AnyWidget):
         super().__init__()
         self.panel_id = self.model_id
         self.on_msg(self._receive)
+        react_while_cells_run(self)
 
     # What a subclass says
 

@@ -31,6 +31,9 @@ class Screen(Protocol):
     def show(self, player: "Player", moved: bool) -> int:
         """Show the player's moment. moved: not forward from the last one, but to any other. Returns bytes sent."""
 
+    def fail(self, error: Exception) -> None:
+        """Say why the moment is not shown here any more."""
+
 
 class Player:
     """What is shown of `timeline`. All methods may be called from any thread."""
@@ -75,9 +78,8 @@ class Player:
     def seek(self, step: int) -> None:
         """Halt at the end of a step; one that is not there means the nearest that is."""
         with self.lock:
-            steps = self.timeline.steps
             self.playing = self.following = False
-            self._go(min(max(step, steps.start), steps.stop - 1))
+            self._go(step)
         self.refresh()
 
     def set_speed(self, speed: float) -> None:
@@ -157,8 +159,16 @@ class Player:
             now, sent = time.monotonic(), 0
             for screen in list(self._screens):
                 if screen in self._stale and screen.visible and screen.is_ready(now):
-                    sent += screen.show(self, self._stale.pop(screen))
+                    sent += self._show(screen, self._stale.pop(screen))
             return sent
+
+    def _show(self, screen: Screen, moved: bool) -> int:
+        try:
+            return screen.show(self, moved)
+        except Exception as error:  # one that cannot draw says so, and does not hold up the others
+            self.remove(screen)
+            screen.fail(error)
+            return 0
 
     def _advance(self, elapsed: float) -> None:
         before = self.view.offset
@@ -183,7 +193,7 @@ class Player:
         try:
             self.timeline.advance(self.view, step)
         except ValueError:  # back, or the timeline does not reach so far back any more
-            self.view = self.timeline.end if step is None else self.timeline.at(max(step, self.timeline.steps.start))
+            self.view = self.timeline.end if step is None else self.timeline.near(step)
             self._stale.update(dict.fromkeys(self._screens, True))
         if not keep_clock:
             self._clock = self.view.time

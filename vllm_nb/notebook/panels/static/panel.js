@@ -42,7 +42,9 @@ function show(title, build, model, el) {
   };
   model.on("change:state change:transport", redraw);
 
-  const stopWatching = watchVisible(box, (visible) => tell({ type: "seen", view, visible }));
+  let number = 0; // messages may overtake each other: one way leads past a cell that runs, another does not
+  const seen = (visible) => tell({ type: "seen", view, number: (number += 1), visible });
+  const stopWatching = watchVisible(box, seen);
   const sayWhetherAlive = async () => bar.setKernel(await isAlive(model));
   model.on("comm_live_update", sayWhetherAlive);
   draw();
@@ -52,7 +54,7 @@ function show(title, build, model, el) {
     update.end?.();
     model.off("change:state change:transport", redraw);
     model.off("comm_live_update", sayWhetherAlive);
-    tell({ type: "gone", view });
+    seen(false);
   };
 }
 
