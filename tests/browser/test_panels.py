@@ -1,17 +1,141 @@
-"""Panels in JupyterLab: all of them on a dashboard, and one that lives through a restart of its kernel."""
+"""Panels in JupyterLab: they render, follow a running cell, and live through re-display, reload and restarts.
 
+Screenshots are compared by people: `SCREENSHOTS=1 pytest tests/browser/test_panels.py` writes them anew.
+"""
+
+import os
 import re
+from pathlib import Path
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from vllm_nb.notebook.panels import PANELS
+from vllm_nb.notebook.panels.palette import COLOURS
 
 NAMES = list(PANELS)
+CELLS = {name: place for place, name in enumerate(NAMES, 1)}
+ASK, AGAIN, SHORT = range(len(NAMES) + 1, len(NAMES) + 4)
+FOLDER = Path(__file__).parent / "screenshots"
 TITLES = {"kv": "KV cache", "paging": "Attention paging"}  # the others are called after their names
+WRITE = bool(os.environ.get("SCREENSHOTS"))
+RESTARTED = "the kernel was restarted: run the cell again, and the panel goes on"
+LONG = "%%vllm --temperature 0.9 --seed 1 --max-tokens 3000 --logprobs 8 --ignore-eos -n 2\nTell me a story."
+BRIEF = "%%vllm --temperature 0.9 --seed 1 --max-tokens 60 --logprobs 8 --ignore-eos -n 3\nTell me a story of the sea."
 
 
 def panel_in(output: Locator, name: str) -> Locator:
     return output.get_by_role("region", name=TITLES.get(name, name.capitalize()))
+
+
+def statuses(output: Locator) -> list[Locator]:
+    return [panel_in(output, name).locator(".vn-status") for name in NAMES]
+
+
+def choose_theme(page: Page, name: str) -> None:
+    page.locator(".lm-MenuBar-itemLabel", has_text="Settings").click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{name}$")).click()
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-name", name)
+
+
+def free_cell(output: Locator) -> str:
+    """The colour of a block in the last row of the KV map, which is free."""
+    return output.locator(".vn-map canvas").first.evaluate("""canvas => {
+        const { data } = canvas.getContext("2d").getImageData(3, canvas.height - 8, 1, 1);
+        return "#" + [...data.slice(0, 3)].map((part) => part.toString(16).padStart(2, "0")).join("");
+    }""")
+
+
+def photograph(output: Locator, name: str, theme: str) -> None:
+    output.scroll_into_view_if_needed()
+    picture = output.locator(".vllm-nb").first.screenshot()
+    assert len(picture) > 4000, f"{name} is blank"
+    if WRITE:
+        FOLDER.mkdir(exist_ok=True)
+        (FOLDER / f"{name}-{theme}.png").write_bytes(picture)
+
+
+@pytest.fixture
+def notebook(lab, page: Page):
+    """A notebook with a cell for each panel, all shown."""
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    cells = ["%load_ext vllm_nb\nimport vllm_nb\nclient = vllm_nb.connect()"]
+    cells += [f"vllm_nb.panel({name!r})" for name in NAMES]
+    cells += [LONG, f"for name in {NAMES}:\n    display(client.panel(name))", BRIEF]
+    notebook = lab.open(page, cells)
+    notebook.run(0)
+    for name, place in CELLS.items():
+        expect(panel_in(notebook.run(place), name)).to_be_visible()
+    return notebook
+
+
+def test_every_panel(notebook, page: Page) -> None:
+    first = {name: panel_in(notebook.output(place), name) for name, place in CELLS.items()}
+
+    notebook.start(ASK)  # it runs for longer than this takes, on any machine
+    expect(notebook.output(ASK)).to_contain_text("tok/s")
+    for panel in first.values():  # each is followed while the cell runs, when it is seen
+        panel.scroll_into_view_if_needed()
+        status = panel.locator(".vn-status")
+        expect(status).to_have_text(re.compile(r"step [1-9]"))
+        before = status.text_content() or ""
+        expect(status).not_to_have_text(before)
+    count = first["tokens"].locator(".vn-token").count()
+    first["tokens"].locator(".vn-token").first.scroll_into_view_if_needed()
+    expect(first["tokens"].locator(".vn-token")).not_to_have_count(count)
+    expect(notebook.cell(ASK).locator(".jp-InputPrompt")).to_have_text("[*]:")
+    page.locator("jp-button[data-command='notebook:interrupt-kernel']").click()
+    expect(notebook.cell(ASK).locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]:"))
+
+    again = notebook.run(AGAIN)  # all of them a second time, which then go on with the first
+    notebook.run(SHORT)
+    panel_in(again, "tokens").scroll_into_view_if_needed()
+    expect(again.locator(".vn-token")).to_have_count(60)
+    last = first["schedule"].locator(".vn-status")
+    last.scroll_into_view_if_needed()
+    expect(last).to_have_text(re.compile(r"^step \d+$"))
+    for status in statuses(again):
+        status.scroll_into_view_if_needed()
+        expect(status).to_have_text(last.text_content() or "")
+
+    first["tokens"].locator(".vn-token").first.scroll_into_view_if_needed()
+    before = first["tokens"].locator(".vn-tree li").count()
+    first["tokens"].get_by_role("button", name="fork with").first.click()
+    expect(first["tokens"].locator(".vn-tree li")).to_have_count(before + 1)
+
+    for theme in ("Light", "Dark"):
+        choose_theme(page, f"JupyterLab {theme}")
+        assert free_cell(first["kv"]) == COLOURS["surface"][theme == "Dark"]
+        for name, place in CELLS.items():
+            photograph(notebook.output(place), name, theme.lower())
+    choose_theme(page, "JupyterLab Light")
+
+    lanes = first["schedule"].locator(".vn-lanes")  # by keyboard
+    lanes.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(first["schedule"].locator(".vn-words")).to_have_text(re.compile("^sequence .*step"))
+
+    page.keyboard.press("Control+s")
+    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+    page.reload()  # the kernel still has the panels
+    for panel in first.values():
+        panel.scroll_into_view_if_needed()
+        expect(panel.locator(".vn-status")).to_have_text(re.compile(r"step [1-9]"))
+    first["kv"].scroll_into_view_if_needed()
+    first["kv"].get_by_role("button", name="one step back").click()
+    for panel in first.values():
+        panel.scroll_into_view_if_needed()
+        expect(panel.locator(".vn-status")).to_have_text(re.compile(r"step \d+ · of"))
+
+    notebook.restart_kernel()
+    for panel in first.values():
+        expect(panel.locator(".vn-status")).to_have_text(RESTARTED)
+    notebook.start(0)
+    for name, panel in first.items():
+        notebook.start(CELLS[name])
+        expect(panel.locator(".vn-status")).to_have_text(re.compile(r"^step \d+$"))
+        expect(panel.get_by_role("button", name="one step back")).to_be_enabled()
 
 
 def test_kernel_restart(lab, engine, page: Page) -> None:
@@ -25,7 +149,7 @@ def test_kernel_restart(lab, engine, page: Page) -> None:
     expect(play).to_be_enabled()
 
     notebook.restart_kernel()
-    expect(status).to_have_text("the kernel was restarted: run the cell again, and the panel goes on")
+    expect(status).to_have_text(RESTARTED)
     expect(play).to_be_disabled()
 
     notebook.run(0)

@@ -91,3 +91,25 @@ def test_a_recording_has_the_tokens_and_no_forks(recording) -> None:
     with pytest.raises(RequestError, match="a recording has no engine"):
         panel.fork(0, 1)
     panel.close()
+
+
+def test_only_what_is_new_travels_and_the_messages_add_up(recording, monkeypatch) -> None:
+    panel = replay(recording).panel("tokens")
+    with panel.player.lock:  # its thread waits: the test makes the frames
+        known: list = panel.get_state()["rows"]["rows"]
+        sizes: list[int] = []
+
+        def take(content: dict, buffers: object = None) -> None:
+            nonlocal known
+            known = [*known[: content["keep"]], *content["rows"]]
+            sizes.append(len(content["rows"]))
+
+        monkeypatch.setattr(panel, "send", take)
+        for step in [*panel.timeline.steps, 3, panel.timeline.steps.stop - 1]:  # also backwards
+            panel.player.seek(step)
+            panel.show(panel.player, True)
+            assert known == panel.now()["tokens"]
+        assert "tokens" not in panel.state
+        assert sizes[:13] == [0] + [1] * 12  # back to the beginning, then a token a message
+        assert panel.get_state()["rows"]["rows"] == known  # what a page gets that is opened now
+    panel.close()

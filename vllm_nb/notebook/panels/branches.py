@@ -1,11 +1,8 @@
 """Which sequences of an engine are forks of which: those that share a prompt and a beginning of its answer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from vllm_nb.events import TokenLogprobs
 from vllm_nb.inspection.view import EngineView
-from vllm_nb.outputs import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -55,30 +52,3 @@ def _shared(view: EngineView, number: int, other: Branch) -> int:
         return 0
     kept = len(given) - 1
     return kept + 1 if output[:kept] == given[:kept] else 0
-
-
-def entries_of(view: EngineView, branch: Branch, text_of: Callable[[list[int]], str]) -> list[TokenLogprob]:
-    """Log-probabilities of its output; those of tokens that were kept are the parent's."""
-    seq = view.sequences[branch.number]
-    own = [_entry(seq.logprobs[place], text_of) for place in sorted(seq.logprobs)]
-    parent = next((each for each in branches_of(view) if each.number == branch.parent), None)
-    if parent is None:
-        return own
-    before = entries_of(view, parent, text_of)
-    if branch.at >= len(before):
-        return [*before, *own]
-    return [*before[: branch.at], _forced(before[branch.at], branch.output(view)[branch.at], text_of), *own]
-
-
-def _forced(there: TokenLogprob, token: int, text_of: Callable[[list[int]], str]) -> TokenLogprob:
-    """The token that a fork began with, among the alternatives of the one whose place it took."""
-    known = next((other for other in there.top if other.token_id == token), None)
-    logprob, rank = (known.logprob, known.rank) if known else (float("-inf"), None)
-    return TokenLogprob(token, text_of([token]), logprob, rank, there.top, there.entropy, there.log_mass)
-
-
-def _entry(event: TokenLogprobs, text_of: Callable[[list[int]], str]) -> TokenLogprob:
-    likeliest = enumerate(zip(event.top_ids, event.top_logprobs, strict=True), 1)
-    top = [TokenLogprob(token, text_of([token]), logprob, rank) for rank, (token, logprob) in likeliest]
-    shape = event.entropy, event.log_mass
-    return TokenLogprob(event.token_id, text_of([event.token_id]), event.logprob, event.rank, top, *shape)

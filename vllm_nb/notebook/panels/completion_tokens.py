@@ -10,7 +10,8 @@ from vllm_nb.client.completion import Completion
 from vllm_nb.errors import RequestError, VllmNbError
 from vllm_nb.notebook.panels.picture import Picture
 from vllm_nb.notebook.panels.svg import Svg, shortened
-from vllm_nb.notebook.panels.tokens import ALTERNATIVES, draw, numbers, token_row
+from vllm_nb.notebook.panels.token_rows import ALTERNATIVES, token_row
+from vllm_nb.notebook.panels.tokens import draw, numbers
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class Panel(Picture):
         """The state at a moment."""
         raise NotImplementedError
 
+    def part(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What travels anew with each frame; all of it where a panel does not send the rest in another way."""
+        return state
+
     def now(self) -> dict[str, Any]:
         with self.player.lock:
             return self.look(self.player.view)
@@ -56,7 +60,7 @@ class Panel(Picture):
 
     def show(self, player: Player, moved: bool) -> int:
         """One message with all that has changed. Returns its size, about."""
-        state, transport = self.look(player.view), player.transport()
+        state, transport = self.part(self.look(player.view)), player.transport()
         self._sent = time.monotonic()
         if self.frame == self._drawn:
             self._answered = self._sent

@@ -1,7 +1,8 @@
 """Tokens: text coloured by how likely each token was, its alternatives and what cut them, and forks as a tree."""
 
+import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import traitlets
@@ -9,36 +10,30 @@ import traitlets
 from vllm_nb.errors import RequestError, VllmNbError
 from vllm_nb.inspection.follow import LiveTimeline
 from vllm_nb.inspection.view import EngineView, SequenceView
-from vllm_nb.notebook.panels.branches import Branch, branches_of, entries_of
-from vllm_nb.notebook.panels.drawing import alternatives
+from vllm_nb.notebook.panels.branches import Branch, branches_of
 from vllm_nb.notebook.panels.panel import Panel
+from vllm_nb.notebook.panels.player import Player
 from vllm_nb.notebook.panels.svg import Svg, shortened, table
-from vllm_nb.outputs import TokenLogprob
+from vllm_nb.notebook.panels.token_rows import ALTERNATIVES, Row, TokenRows
 
-ALTERNATIVES = 10  # that are shown; a fork asks for as many
 MOST_BRANCHES = 24
 LONGEST_FORK = 256  # tokens
-_BITS = 1.4426950408889634  # in a nat
 _WIDTH, _SIZE, _LINE = 760.0, 13.0, 22.0
 _COLUMN = _SIZE * 0.602  # of a monospaced character
 
 
-def token_row(entry: TokenLogprob, sampling: Mapping[str, float]) -> list[Any]:
-    """[text, id, p, rank, entropy in bits, alternatives]; an alternative is [id, text, p, q, cut, exact]."""
-    found = alternatives(entry, sampling)[:ALTERNATIVES]
-    chosen = next((each for each in found if each.token_id == entry.token_id), None)
-    others = [[a.token_id, a.text, _short(a.p), _short(a.q), a.cut, a.exact] for a in found]
-    entropy = None if entry.entropy is None else _short(entry.entropy * _BITS)
-    p = chosen.p if chosen else 2.0 ** (entry.logprob * _BITS)
-    return [entry.text, entry.token_id, _short(p), entry.rank, entropy, others]
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+def _all_rows(_: Any, panel: "TokensPanel") -> dict[str, Any]:
+    """The trait `rows` for a page that opens the panel."""
+    with panel.player.lock:
+        return {"frame": panel.frame, "rows": panel.sent}
 
 
 class TokensPanel(Panel):
-    """selected: the sequence whose text is shown; None: the newest that was asked for with logprobs."""
+    """selected: the sequence whose text is shown; None: the newest that was asked for with logprobs.
+
+    The rows of its tokens (token_rows) travel apart from the state: all of them when a page opens the panel, then those
+    that have changed, as a message.
+    """
 
     title = "Tokens"
     module = "tokens.js"
@@ -46,13 +41,21 @@ class TokensPanel(Panel):
 
     selected = traitlets.Int(None, allow_none=True).tag(sync=True, setting=True)
     problem = traitlets.Unicode("").tag(sync=True)  # why the last fork failed
+    rows = traitlets.Any().tag(sync=True, to_json=_all_rows)
+
+    def __init__(self, player: Player):
+        self.sent: list[Row] = []  # what the browser has
+        self._told = 0
+        self._rows = TokenRows(player.timeline.text_of)
+        super().__init__(player)
 
     @traitlets.observe("selected")
     def _look_again(self, _: Any) -> None:
         self.player.refresh(self)
 
     def look(self, view: EngineView) -> dict[str, Any]:
-        branches = branches_of(view)[-MOST_BRANCHES:]
+        known_branches = branches_of(view)
+        branches = known_branches[-MOST_BRANCHES:]
         known = {branch.number for branch in branches}
         chosen = self.selected if self.selected in known else max(known, default=None)
         text_of = self.timeline.text_of
@@ -65,11 +68,30 @@ class TokensPanel(Panel):
         }
         if chosen is not None:
             branch = next(branch for branch in branches if branch.number == chosen)
-            sampling = view.sequences[chosen].sampling
-            entries = entries_of(view, branch, text_of)
-            state |= {"tokens": [token_row(entry, sampling) for entry in entries], "sampling": dict(sampling)}
+            state["tokens"] = self._rows.of(view, branch, known_branches)
+            state["sampling"] = dict(view.sequences[chosen].sampling)
             state["begins"] = branch.at
         return state
+
+    # Frames
+
+    def show(self, player: Player, moved: bool) -> int:
+        before = self.sent
+        size, keep = super().show(player, moved), _agree(before, self.sent)
+        return size if keep == len(before) == len(self.sent) else size + self._send_rows(keep)
+
+    def part(self, state: dict[str, Any]) -> dict[str, Any]:
+        self.sent = state.pop("tokens")
+        return state
+
+    def _send_rows(self, keep: int) -> int:
+        """Tell the browser of all rows but the first `keep`, which it has. previous: the frame of the last message, by
+        which it sees a loss."""
+        rows = self.sent[keep:]
+        content = {"type": "rows", "frame": self.frame, "previous": self._told, "keep": keep, "rows": rows}
+        self._told = self.frame
+        self.send(content)
+        return len(json.dumps(rows))
 
     def fork(self, position: int, token_id: int) -> None:
         """Let the engine go on from the shown text's token `position`, with another token in its place. What is before
@@ -89,23 +111,35 @@ class TokensPanel(Panel):
 
     def _receive(self, widget: Any, content: dict[str, Any], buffers: list[Any]) -> None:
         match content:
+            case {"type": "rows"}:  # the browser has missed some
+                self._send_rows(0)
             case {"type": "fork", "position": int(position), "token": int(token)}:
                 threading.Thread(target=self._try_fork, args=(position, token), daemon=True).start()
         super()._receive(widget, content, buffers)
 
     def _try_fork(self, position: int, token: int) -> None:
-        self.problem = ""
-        try:
+        with self.player.lock:
+            self.problem = ""
             self.selected = None  # the newest, which the fork will be
+        try:
             self.fork(position, token)
         except (VllmNbError, ValueError) as error:
-            self.problem = str(error)
+            with self.player.lock:
+                self.problem = str(error)
 
     def draw(self, state: dict[str, Any]) -> Svg:
         return draw(state)
 
     def numbers(self, state: dict[str, Any]) -> str:
         return numbers(state)
+
+
+def _agree(before: list[Row], after: list[Row]) -> int:
+    """How many rows at the beginning are the same."""
+    for place, (one, other) in enumerate(zip(before, after, strict=False)):
+        if one is not other and one != other:
+            return place
+    return min(len(before), len(after))
 
 
 def _node(view: EngineView, branch: Branch, text_of: Any) -> dict[str, Any]:

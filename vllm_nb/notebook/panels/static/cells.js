@@ -1,5 +1,7 @@
 // The cells of the KV map: one number a block, as inspection/cells.py packs them, and where each is on the canvas.
 
+import { listeners } from "./stores.js";
+
 export const [CELL_USED, CELL_SHARED, CELL_STORED, CELL_WRITTEN] = [1 << 8, 1 << 9, 1 << 10, 1 << 11];
 
 /** The owner of a cell, as it is packed: 0 for none, else the sequence number modulo 65,535, plus one. */
@@ -58,20 +60,17 @@ export function numbersIn(buffer) {
  * changed; `ask` when some have been missed.
  */
 export function cellStore(initial, ask) {
-  const listeners = new Set();
+  const { listen, tell } = listeners();
   const store = {
     cells: numbersIn(initial.view),
     frame: initial.frame,
-    listen(callback) {
-      listeners.add(callback);
-      return () => listeners.delete(callback);
-    },
+    listen,
     take({ frame, previous }, [blocks, values]) {
       const [changed, cells] = [numbersIn(blocks), numbersIn(values)];
       if (previous > store.frame && changed.length < store.cells.length) ask();
       changed.forEach((block, i) => (store.cells[block] = cells[i]));
       store.frame = frame;
-      for (const listener of listeners) listener(changed);
+      tell(changed);
     },
   };
   return store;

@@ -4,18 +4,7 @@ import { blockAfterKey, blockAt, cellLayout, cellStore, cellWords, ownerOf, pack
 import { cellPainter } from "./cell_painter.js";
 import { html, numbersTable, percent, setOptions } from "./dom.js";
 import { panel } from "./panel.js";
-
-const stores = new Map(); // panel's id -> its cells: one a model, whatever the number of its views
-
-function storeOf(model) {
-  const id = model.get("panel_id");
-  if (!stores.has(id)) {
-    const store = cellStore(model.get("cells"), () => model.send({ type: "cells" }));
-    model.on("msg:custom", (content, buffers) => content.type === "cells" && store.take(content, buffers));
-    stores.set(id, store);
-  }
-  return stores.get(id);
-}
+import { storeOf } from "./stores.js";
 
 /** The numbers beside the map: [name, value]. */
 export function kvTiles(state) {
@@ -43,7 +32,7 @@ export function blockFacts(chosen) {
 }
 
 function kvView(box, model) {
-  const store = storeOf(model);
+  const store = storeOf(model, "cells", (ask) => cellStore(model.get("cells"), ask));
   const tiles = html("div", { class: "vn-tiles" });
   const canvas = html("canvas", { tabindex: 0, role: "application", "aria-label": "KV cache, a cell a block; arrow keys choose one" });
   const scroll = html("div", { class: "vn-map" }, canvas);

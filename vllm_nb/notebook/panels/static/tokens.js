@@ -2,6 +2,7 @@
 
 import { html, numbersTable, percent, significant } from "./dom.js";
 import { panel } from "./panel.js";
+import { rowStore, storeOf } from "./stores.js";
 
 const CUTS = { temperature: "temperature 0 takes the likeliest", top_k: "cut by top_k", top_p: "cut by top_p", min_p: "cut by min_p" };
 
@@ -45,19 +46,37 @@ export function tokensView(box, model) {
   const problem = html("div", { class: "vn-over", role: "alert" });
   const note = html("div", { class: "vn-muted" }, "Darker: less likely. Underlined: another token was likelier.");
   box.append(note, text, detail, problem, html("b", {}, "Branches"), tree);
+  // A panel sends its tokens apart from its state, the picture of one answer all at once.
+  const store = model.get("rows") ? storeOf(model, "rows", (ask) => rowStore(model.get("rows"), ask)) : null;
   let state = null;
+  let tokens = []; // those that the text shows
   let chosen = null; // place of the token in focus
-  let drawn = ""; // what the text shows now
+  let marked = null; // its element
+  let told = null; // what the detail shows: [token, whether it can be forked]
   let asked = false; // a fork is under way
 
   const choose = (place, focus = false) => {
-    chosen = Math.max(0, Math.min(place, state.tokens.length - 1));
-    for (const [i, each] of [...text.children].entries()) {
-      each.tabIndex = i === chosen ? 0 : -1;
-      each.setAttribute("aria-selected", String(i === chosen));
+    chosen = Math.max(0, Math.min(place, tokens.length - 1));
+    const element = text.children[chosen];
+    if (element !== marked) {
+      for (const [each, now] of [[marked, false], [element, true]]) {
+        if (!each) continue;
+        each.tabIndex = now ? 0 : -1;
+        each.setAttribute("aria-selected", String(now));
+      }
+      marked = element;
     }
-    if (focus) text.children[chosen]?.focus();
-    drawDetail(detail, state, chosen, fork);
+    if (focus) element?.focus();
+    if (told && told[0] === tokens[chosen] && told[1] === state.can_fork) return; // what a pointer is on stays there
+    told = [tokens[chosen], state.can_fork];
+    drawDetail(detail, state, tokens[chosen], chosen, fork);
+  };
+  const write = (keep, next) => {
+    if (!tokens.length) text.replaceChildren();
+    while (text.children.length > keep) text.lastChild.remove();
+    tokens = next;
+    text.append(...tokens.slice(keep).map((token, i) => tokenSpan(token, keep + i, state, choose)));
+    if (!tokens.length) text.append(html("span", { class: "vn-muted" }, "No request has asked for logprobs yet: %%vllm --logprobs 5."));
   };
   const fork = (token) => {
     asked = true;
@@ -75,30 +94,37 @@ export function tokensView(box, model) {
     event.stopPropagation(); // else JupyterLab moves to another cell
     choose((chosen ?? 0) + move, true);
   });
+  const showChosen = () => {
+    if (tokens.length) choose(chosen ?? 0);
+    else [detail.replaceChildren(), (told = marked = null)];
+  };
   const complain = () => {
     problem.textContent = model.get("problem");
   };
   model.on("change:problem", complain);
 
   const update = (next) => {
-    const another = state && next.selected !== state.selected;
+    const before = state;
+    const another = before && next.selected !== before.selected;
     state = next;
-    const key = JSON.stringify([state.selected, state.begins, state.tokens.map((token) => token[1])]);
-    if (key !== drawn) {
-      drawn = key;
-      const spans = state.tokens.map((token, place) => tokenSpan(token, place, state, choose));
-      text.replaceChildren(...(spans.length ? spans : [html("span", { class: "vn-muted" }, "No request has asked for logprobs yet: %%vllm --logprobs 5.")]));
-    }
+    if (!before || another || next.tokens || next.begins !== before.begins) write(0, store ? store.rows : state.tokens);
     if (another && asked) chosen = state.begins; // the fork has come
     if (another) asked = false;
-    if (state.tokens.length) choose(chosen ?? 0);
-    else detail.replaceChildren();
+    showChosen();
     tree.replaceChildren(...treeRows(state.nodes).map((node) => branchItem(node, state.selected, select)));
     numbersTable(box, "Numbers", ["", "token", "probability", "rank", "entropy, bits"], () =>
-      state.tokens.map(([shown, , p, rank, entropy], place) => [place, JSON.stringify(shown), p, rank ?? "–", entropy ?? "–"]),
+      tokens.map(([shown, , p, rank, entropy], place) => [place, JSON.stringify(shown), p, rank ?? "–", entropy ?? "–"]),
     );
   };
-  update.end = () => model.off("change:problem", complain);
+  const stopListening = store?.listen((keep) => {
+    if (!state) return;
+    write(keep, store.rows);
+    showChosen();
+  });
+  update.end = () => {
+    stopListening?.();
+    model.off("change:problem", complain);
+  };
   return update;
 }
 
@@ -110,8 +136,7 @@ function tokenSpan(token, place, state, choose) {
   return html("span", { class: kind, style: shade, tabindex: -1, ...label, ...events }, visibleText(token[0]));
 }
 
-function drawDetail(box, state, place, fork) {
-  const token = state.tokens[place];
+function drawDetail(box, state, token, place, fork) {
   const rows = token[5].map((other) => {
     const [id, shown, p, , cut] = other;
     const taken = id === token[1];
