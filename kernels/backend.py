@@ -105,3 +105,18 @@ class Backend(Protocol):
     def token_logprobs(
         self, logits: torch.Tensor, token_ids: torch.Tensor, num_top: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+    def penalize(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        token_ids: torch.Tensor,
+        histories: torch.Tensor,
+        prompt_lens: torch.Tensor,
+        lengths: torch.Tensor,
+        repetition: torch.Tensor,
+        frequency: torch.Tensor,
+        presence: torch.Tensor,
+    ) -> None: ...
+
+    def uniforms(self, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor: ...

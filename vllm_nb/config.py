@@ -31,6 +31,7 @@ class EngineConfig:
     yarn_factor: float | None = None  # stretch the context by YaRN
     max_queued_requests: int = 1024  # that wait; more are refused
     max_queued_tokens: int | None = None  # of their prompts; None: no limit
+    overlap: bool | None = None  # launch a step while the last one's tokens are dealt with; None: on a GPU
     threads: int | None = None  # CPU threads; None: physical cores
     tool_parser: str = "auto"  # how tool calls are written: a family's name, "none", or as template and tokens show
     reasoning_parser: str = "auto"  # the same for reasoning
@@ -108,6 +109,7 @@ SETTINGS_HELP = {
     "yarn_factor": "stretch the context by YaRN",
     "max_queued_requests": "more that wait are refused",
     "max_queued_tokens": "refuse requests while more tokens of prompts wait",
+    "overlap": "launch a step while the last one's tokens are dealt with (default: on a GPU)",
     "threads": "CPU threads (default: physical cores)",
     "tool_parser": "how the model writes tool calls: hermes, llama3, pythonic, mistral, deepseek, glm, phi, gemma, "
     "qwen_coder, harmony, none",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         softcap,
     )
     from vllm_nb.kernels.cpu.packing import Weight, pack
-    from vllm_nb.kernels.cpu.sampling import sample, token_logprobs
+    from vllm_nb.kernels.cpu.sampling import penalize, sample, token_logprobs, uniforms
 
 _HOMES = {
     "backend": ("describe", "prepare", "select", "set_threads"),
@@ -42,7 +42,7 @@ _HOMES = {
         "rope_and_cache", "silu_mul", "softcap",
     ),
     "packing": ("Weight", "pack"),
-    "sampling": ("sample", "token_logprobs"),
+    "sampling": ("penalize", "sample", "token_logprobs", "uniforms"),
 }  # fmt: skip
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "gelu_tanh_mul",
     "linear",
     "pack",
+    "penalize",
     "prepare",
     "rms_norm",
     "rope_and_cache",
@@ -68,6 +69,7 @@ __all__ = [
     "silu_mul",
     "softcap",
     "token_logprobs",
+    "uniforms",
 ]
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from vllm_nb.kernels.cpu import layout
 from vllm_nb.kernels.cpu.backend import state
 from vllm_nb.kernels.cpu.program import Program, contiguous, finish
+from vllm_nb.kernels.reference.sampling import penalize as penalize
+from vllm_nb.kernels.reference.sampling import uniforms as uniforms
 
 
 class SamplingCall:

@@ -9,7 +9,7 @@ from vllm_nb.kernels.reference.kv_cache import KVCache, allocate_kv
 from vllm_nb.kernels.reference.linear import embedding, gather_rows, linear, pack
 from vllm_nb.kernels.reference.norm import add_rms_norm, rms_norm
 from vllm_nb.kernels.reference.rope import rope_and_cache
-from vllm_nb.kernels.reference.sampling import sample, token_logprobs
+from vllm_nb.kernels.reference.sampling import penalize, sample, token_logprobs, uniforms
 
 __all__ = [
     "KVCache",
@@ -21,10 +21,12 @@ __all__ = [
     "gelu_tanh_mul",
     "linear",
     "pack",
+    "penalize",
     "rms_norm",
     "rope_and_cache",
     "sample",
     "silu_mul",
     "softcap",
     "token_logprobs",
+    "uniforms",
 ]

@@ -1,8 +1,11 @@
 """Tokens from logits. Every row is computed on its own, so a request's token does not depend on its neighbours."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
@@ -71,3 +74,49 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Ten
         top_ids[:, place] = left.argmax(-1)
         left.scatter_(1, top_ids[:, place : place + 1], -torch.inf)
     return chosen.squeeze(1), rank.int(), top_ids.int(), logprobs.gather(1, top_ids)
+
+
+def penalize(
+    logits: Tensor,
+    rows: Tensor,
+    token_ids: Tensor,
+    histories: Tensor,
+    prompt_lens: Tensor,
+    lengths: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Repetition penalty (Keskar et al. 2019) on every token of a row's history, frequency and presence penalty on
+    those of its output, in place.
+
+    P of the rows of logits [R, V], distinct, have penalties: `rows` int64 [P]. Each one's history is a row of token_ids
+    int32 [N, L], by number in `histories` int64 [P]: its first `lengths` int64 [P] tokens, of which `prompt_lens` int64
+    [P] are the prompt. The other arguments are [P].
+    """
+    arguments = (rows, histories, prompt_lens, lengths, repetition, frequency, presence)
+    for row, history, start, end, repeated, often, once in zip(*(x.tolist() for x in arguments), strict=True):
+        scores, tokens = logits[row], token_ids[history, :end]
+        if repeated != 1:
+            seen = tokens.unique().long()
+            values = scores[seen]
+            scores[seen] = torch.where(values > 0, values / repeated, values * repeated)
+        if often or once:
+            used, counts = tokens[start:].unique(return_counts=True)
+            scores[used.long()] -= (counts * often + once).to(scores.dtype)
+
+
+def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Numbers in [0, 1), float32 [R], by SplitMix64 (Steele et al. 2014) over seed and position, int64 [R] whose bits
+    count: the same on every device, and independent of the other rows."""
+    seed, position = (x.cpu().numpy().view(np.uint64) for x in (seeds, positions))
+    with np.errstate(over="ignore"):
+        z = _mix(_mix(seed + _GOLDEN) ^ (position * _GOLDEN))
+    drawn = (z >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+    return torch.from_numpy(drawn).to(seeds.device)
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,7 +1,7 @@
 """What happens to logits before a token is drawn: penalties for tokens that were there, and each row's random number.
 
-Counting: grid (R, L / BLOCK), an addition for each token of a row's history. Applying: grid (R, V / BLOCK), bytes:
-counts and logits once. Rows without penalties end at once.
+Counting: grid (P, L / BLOCK) for P rows with penalties, an addition for each token of a row's history. Applying: grid
+(P, V / BLOCK), bytes: counts three times (cleared, added to, read) and logits twice.
 """
 
 import torch
@@ -10,15 +10,16 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-_PROMPT = 1 << 20  # added to a token's count for each time it stands in the prompt; outputs are shorter than that
+_PROMPT = 1 << 30  # the bit of a token that stands in the prompt; those below count it in the output
 
 
 @triton.jit(do_not_specialize=["stride"])
 def count_kernel(
-    counts,  # int32 [R, V]
-    token_ids,  # [R, stride]
-    prompt_lens,  # [R]
-    lengths,  # [R], the outputs included
+    counts,  # int32 [P, V]
+    token_ids,  # [N, stride]
+    histories,  # [P], rows of token_ids
+    prompt_lens,  # [P]
+    lengths,  # [P], the outputs included
     stride,
     V: tl.constexpr,
     PROMPT: tl.constexpr,
@@ -27,16 +28,19 @@ def count_kernel(
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < tl.load(lengths + row)
-    token = tl.load(token_ids + row * stride + i, mask=inside, other=0)
-    amount = tl.where(i < tl.load(prompt_lens + row), PROMPT, 1)
-    tl.atomic_add(counts + row * V + token, amount, mask=inside)
+    token = tl.load(token_ids + tl.load(histories + row) * stride + i, mask=inside, other=0)
+    prompt = i < tl.load(prompt_lens + row)
+    at = counts + row * V + token
+    tl.atomic_or(at, PROMPT, mask=inside & prompt)
+    tl.atomic_add(at, 1, mask=inside & (prompt == 0))
 
 
 @triton.jit
 def penalize_kernel(
     logits,  # float32 [R, V]
-    counts,  # int32 [R, V]
-    repetitions,  # [R]
+    rows,  # [P], of logits
+    counts,  # int32 [P, V]
+    repetitions,  # [P]
     frequencies,
     presences,
     V: tl.constexpr,
@@ -47,15 +51,14 @@ def penalize_kernel(
     repetition = tl.load(repetitions + row)
     frequency = tl.load(frequencies + row)
     presence = tl.load(presences + row)
-    if (repetition == 1) & (frequency == 0) & (presence == 0):
-        return
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     count = tl.load(counts + row * V + i, mask=i < V, other=0)
-    x = tl.load(logits + row * V + i, mask=i < V, other=0.0)
+    at = logits + tl.load(rows + row) * V + i
+    x = tl.load(at, mask=i < V, other=0.0)
     x = tl.where(count > 0, tl.where(x > 0, x / repetition, x * repetition), x)
     used = count % PROMPT
     x -= used.to(tl.float32) * frequency + tl.where(used > 0, presence, 0.0)
-    tl.store(logits + row * V + i, x, mask=i < V)
+    tl.store(at, x, mask=i < V)
 
 
 @triton.jit
@@ -77,29 +80,28 @@ def uniforms_kernel(out, seeds, positions, count, BLOCK: tl.constexpr):
 
 def penalize(
     logits: Tensor,
+    rows: Tensor,
     token_ids: Tensor,
+    histories: Tensor,
     prompt_lens: Tensor,
     lengths: Tensor,
     repetition: Tensor,
     frequency: Tensor,
     presence: Tensor,
 ) -> None:
-    """Repetition penalty (Keskar et al. 2019) on every token of a row's history, frequency and presence penalty on
-    those of its output, in place. logits float32 [R, V]; token_ids int32 [R, L], of which the first `lengths` [R] count
-    and `prompt_lens` [R] are the prompt; the other arguments float32 [R]."""
-    rows, vocab = logits.shape
-    counts = torch.zeros(rows, vocab, dtype=torch.int32, device=logits.device)
-    count_kernel[(rows, triton.cdiv(token_ids.shape[1], BLOCK))](
-        counts, token_ids, prompt_lens, lengths, token_ids.stride(0), V=vocab, PROMPT=_PROMPT, BLOCK=BLOCK
+    """As `reference.penalize`, for float32 logits: in place."""
+    count, vocab = rows.shape[0], logits.shape[1]
+    counts = torch.zeros(count, vocab, dtype=torch.int32, device=logits.device)
+    count_kernel[(count, triton.cdiv(token_ids.shape[1], BLOCK))](
+        counts, token_ids, histories, prompt_lens, lengths, token_ids.stride(0), V=vocab, PROMPT=_PROMPT, BLOCK=BLOCK
     )
-    penalize_kernel[(rows, triton.cdiv(vocab, BLOCK))](
-        logits, counts, repetition, frequency, presence, V=vocab, PROMPT=_PROMPT, BLOCK=BLOCK
+    penalize_kernel[(count, triton.cdiv(vocab, BLOCK))](
+        logits, rows, counts, repetition, frequency, presence, V=vocab, PROMPT=_PROMPT, BLOCK=BLOCK
     )
 
 
 def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
-    """Numbers in [0, 1), float32 [R], by SplitMix64 (Steele et al. 2014) over seed (the bits of an int64) and position
-    [R]: the same on every device, and independent of the other rows."""
+    """As `reference.uniforms`, bit by bit."""
     out = torch.empty(seeds.shape[0], dtype=torch.float32, device=seeds.device)
     uniforms_kernel[(triton.cdiv(len(out), 128),)](out, seeds, positions, len(out), BLOCK=128)
     return out

@@ -88,6 +88,7 @@ def make_core(tiny_model) -> Callable[..., EngineCore]:
         max_len: int = 128,
         stored: int | None = None,
         model=None,
+        overlap: bool = False,
     ) -> EngineCore:
         max_len = min(max_len, num_blocks * block_size)
         capacity = Capacity(max_len, max_num_seqs, budget, max_num_seqs + 8, block_size, num_blocks)
@@ -120,7 +121,7 @@ def make_core(tiny_model) -> Callable[..., EngineCore]:
             step_weight_bytes=0,
             kv_bytes=0,
         )
-        return EngineCore(scheduler, runner, Sampler(reference), events, info)
+        return EngineCore(scheduler, runner, Sampler(reference, runner.rows), events, info, overlap=overlap)
 
     return make
 

@@ -274,12 +274,10 @@ def test_a_failing_request_in_a_list_keeps_the_others(engine, monkeypatch):
     poison = engine.encode("poison")
 
     def poisoned(logits, plan, rows):
-        samples = sampler(logits, plan, rows)
-        samples.tokens = [
-            -1 if seq.prompt_len == len(poison) and seq.tokens[: len(poison)].tolist() == poison else token
-            for seq, token in zip(plan.seqs, samples.tokens, strict=True)
-        ]
-        return samples
+        for row, seq in zip(rows, plan.seqs, strict=True):
+            if seq.prompt_len == len(poison) and seq.tokens[: len(poison)].tolist() == poison:
+                logits[row] = torch.nan
+        return sampler(logits, plan, rows)
 
     monkeypatch.setattr(loop_core, "sampler", poisoned)
     good, bad = engine.generate(GREEDY, ["What is the capital of France?", "poison"])

@@ -29,7 +29,5 @@ def test_steps_that_go_on_have_the_same_input_as_steps_made_anew(make_core, new_
         for name in ("num_tokens", "num_seqs", "num_logits", "max_query_len", "max_seq_len"):
             assert getattr(batch, name) == getattr(expected, name), name
         logits, _ = runner.forward(batch)
-        samples = core.sampler(logits, plan, logits_row)
-        runner.rows.append(plan, samples.tokens)
-        core.scheduler.update(plan, samples.tokens)
+        core.scheduler.update(plan, core.sampler(logits, plan, logits_row).wait().tokens)
     assert advanced > 50

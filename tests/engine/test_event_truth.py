@@ -21,6 +21,7 @@ def request(draw: st.DrawFn) -> dict:
     return {
         "prompt": [(7 * start + 3 * i) % 59 for i in range(draw(st.integers(1, 30)))],
         "max_tokens": draw(st.integers(1, 16)),
+        "stop_ids": draw(st.sampled_from([(), (5, 17, 23)])),
         "n": draw(st.sampled_from([1, 1, 3])),
         "priority": draw(st.sampled_from([0, 0, -1, 2])),
         "arrives": draw(st.integers(0, 8)),
@@ -40,6 +41,7 @@ def arrivals(requests, step, new_sequence):
                 request_id=f"r{i}",
                 index=index,
                 max_tokens=spec["max_tokens"],
+                stop_ids=spec["stop_ids"],
                 leader=leader,
             )
             leader = leader or seq
@@ -53,7 +55,7 @@ def drive(core, requests, new_sequence, after_step):
         for i, spec in enumerate(requests):
             if spec["aborted"] == step:
                 core.scheduler.finish(f"r{i}", None, "abort")
-        if core.scheduler.has_work:
+        if core.has_work:
             core.step()
         core.scheduler.check_integrity()
         after_step()
@@ -68,9 +70,10 @@ def believed(snapshot) -> EngineView:
     requests=st.lists(request(), min_size=1, max_size=8),
     num_blocks=st.integers(13, 30),
     stored=st.sampled_from([None, 0, 5]),
+    overlap=st.booleans(),
 )
-def test_equals_the_engines_books_after_every_step(make_core, new_sequence, requests, num_blocks, stored):
-    core = make_core(num_blocks=num_blocks, stored=stored, chunk=8, max_num_seqs=4)
+def test_equals_the_engines_books_after_every_step(make_core, new_sequence, requests, num_blocks, stored, overlap):
+    core = make_core(num_blocks=num_blocks, stored=stored, chunk=8, max_num_seqs=4, overlap=overlap)
     view = believed(take(core, paused=False))
 
     def compare():

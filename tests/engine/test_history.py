@@ -25,7 +25,10 @@ def watched(make_core, new_sequence) -> tuple[History, list[dict[str, Any]]]:
     def noted() -> Any:
         waiting = {seq.arrival for seq in core.scheduler.waiting}
         plan = schedule()
-        rows = [(s.arrival, n, s.is_decoding, len(s)) for s, n in zip(plan.seqs, plan.num_tokens, strict=True)]
+        decodes = [
+            s.prompt_len < n == start + 1 for s, start, n in zip(plan.seqs, plan.starts, plan.lengths, strict=True)
+        ]
+        rows = list(zip((s.arrival for s in plan.seqs), plan.num_tokens, decodes, plan.lengths, strict=True))
         cached = {seq.arrival: seq.num_computed for seq in plan.admitted if seq.num_computed}
         back = {seq.arrival for seq in core.scheduler.waiting} - waiting
         plans.append({"rows": rows, "cached": cached, "budget": plan.budget, "preempted": back})

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from vllm_nb.engine.sampler import _adjust, uniforms
+from vllm_nb.engine.sampling_rows import SamplingRows
+from vllm_nb.kernels import reference
 from vllm_nb.sampling import NEUTRAL_DEFAULTS, SamplingParams
 
 
@@ -14,9 +15,10 @@ def params(**changes) -> SamplingParams:
 
 
 def adjusted(logits, seq):
-    logits = logits.clone()
-    _adjust(logits, seq)
-    return logits
+    logits, tokens = logits[None].clone(), torch.from_numpy(seq.tokens.copy())[None]
+    seq.row = 0
+    SamplingRows([seq], logits.device).adjust(logits, torch.tensor([len(seq)]), tokens, reference)
+    return logits[0]
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def test_bias_and_minimum_length(new_sequence, logits):
 
 
 def test_uniforms_are_uniform_and_depend_on_seed_and_position():
-    seeds, positions = np.meshgrid(np.arange(300, dtype=np.uint64), np.arange(300, dtype=np.uint64))
-    drawn = uniforms(seeds.ravel(), positions.ravel())
+    seeds, positions = np.meshgrid(np.arange(300), np.arange(300))
+    drawn = reference.uniforms(torch.from_numpy(seeds.ravel()), torch.from_numpy(positions.ravel())).numpy()
     assert drawn.dtype == np.float32
     assert 0 <= drawn.min() < drawn.max() < 1
     assert len(np.unique(drawn)) > 0.99 * len(drawn)

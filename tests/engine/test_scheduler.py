@@ -64,15 +64,18 @@ def sequences_of(spec: dict, name: str, new_sequence) -> list[Sequence]:
     max_num_seqs=st.integers(1, 6),
     chunk=st.integers(1, 20),
     stored=st.sampled_from([None, 0, 3]),
+    overlap=st.booleans(),
 )
 def test_every_request_gets_its_solo_tokens(
-    requests, num_blocks, max_num_seqs, chunk, stored, make_core, new_sequence, solo
+    requests, num_blocks, max_num_seqs, chunk, stored, overlap, make_core, new_sequence, solo
 ):
-    core = make_core(num_blocks=num_blocks, max_num_seqs=max_num_seqs, budget=24, chunk=chunk, stored=stored)
+    core = make_core(
+        num_blocks=num_blocks, max_num_seqs=max_num_seqs, budget=24, chunk=chunk, stored=stored, overlap=overlap
+    )
     groups = [sequences_of(spec, f"r{i}", new_sequence) for i, spec in enumerate(requests)]
     ended: set[Sequence] = set()
     step = 0
-    while core.scheduler.has_work or any(spec["arrives"] >= step for spec in requests):
+    while core.has_work or any(spec["arrives"] >= step for spec in requests):
         for spec, seqs in zip(requests, groups, strict=True):
             if spec["arrives"] == step:
                 for seq in seqs:
@@ -96,7 +99,7 @@ def test_every_request_gets_its_solo_tokens(
 def run(core, *sequences: Sequence) -> None:
     for seq in sequences:
         core.scheduler.add(seq)
-    while core.scheduler.has_work:
+    while core.has_work:
         core.step()
         core.scheduler.check_integrity()
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from vllm_nb.api import Engine, Prompt
-from vllm_nb.engine.sampler import _shapes
+from vllm_nb.engine.sampler import shape_at, shapes_of
 from vllm_nb.notebook.panels.drawing import alternatives
 from vllm_nb.outputs import TokenLogprob
 from vllm_nb.sampling import NEUTRAL_DEFAULTS, SamplingParams
@@ -25,7 +25,7 @@ VOCABULARY, SHOWN = 40, 12
 
 
 def entry_of(logits: torch.Tensor, params: SamplingParams) -> TokenLogprob:
-    entropy, log_mass = _shapes(logits[None], [params])[0]
+    entropy, log_mass = shape_at([column.numpy() for column in shapes_of(logits[None], [params])], 0)
     top = logits.log_softmax(-1).topk(SHOWN)
     likeliest = [TokenLogprob(i, str(i), p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
     return TokenLogprob(0, "0", 0.0, 1, likeliest, entropy, log_mass)

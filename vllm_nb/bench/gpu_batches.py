@@ -33,6 +33,7 @@ def _batch(queries: Tensor, lengths: Tensor, device: torch.device) -> tuple[Batc
     slots = tables[seq, positions // _BLOCK] * _BLOCK + positions % _BLOCK
     batch = Batch(
         token_ids=torch.zeros(total, dtype=torch.int32, device=device),
+        token_rows=seq.int(),
         positions=positions.int(),
         slot_mapping=slots.int(),
         query_start_loc=starts,

@@ -182,6 +182,7 @@ def _attention(
     seqs, int32 = 4, torch.int32
     batch = Batch(
         token_ids=_empty(queries * seqs, dtype=int32),
+        token_rows=_empty(queries * seqs, dtype=int32),
         positions=_empty(queries * seqs, dtype=int32),
         slot_mapping=_empty(queries * seqs, dtype=int32),
         query_start_loc=_empty(seqs + 1, dtype=int32),
@@ -223,12 +224,12 @@ def _sample() -> None:
 
 
 def _penalize() -> None:
-    lengths = _empty(8, dtype=torch.int32)
+    numbers = [_empty(8, dtype=torch.int64) for _ in range(4)]
     kernels.penalize(
         _logits(),
+        numbers[0],
         _empty(8, 4096, dtype=torch.int32),
-        lengths,
-        lengths,
+        *numbers[1:],
         *(_empty(8, dtype=torch.float32) for _ in range(3)),
     )
 

@@ -44,7 +44,7 @@ def throughput(shapes: str, device: torch.device, requests: int) -> Iterator[dic
         core.scheduler.add(_sequence(prompt, int(count)))
     core.step()
     start, tokens = time.perf_counter(), 0
-    while core.scheduler.has_work:
+    while core.has_work:
         tokens += len(core.step())
     yield rate("vllm_nb", tokens, time.perf_counter() - start)
 

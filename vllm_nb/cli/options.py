@@ -96,11 +96,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         if setting.default is not None:
             text += f" (default {setting.default})"
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        if setting.type is bool:
+        kinds = [kind for kind in typing.get_args(setting.type) if kind is not type(None)] or [setting.type]
+        if kinds == [bool]:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            kinds = [kind for kind in typing.get_args(setting.type) if kind is not type(None)]
-            options |= {"type": kinds[0] if kinds else setting.type, "choices": SETTINGS_CHOICES.get(setting.name)}
+            options |= {"type": kinds[0], "choices": SETTINGS_CHOICES.get(setting.name)}
         group.add_argument(flag(setting.name), **options)
     for name, (metavar, text) in NOT_YET.items():
         action: dict[str, Any] = {"metavar": metavar} if metavar else {"action": "store_true"}

@@ -55,7 +55,8 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         max_prompt_logits=PROMPT_LOGITS,
     )
     info = _describe(checkpoint, placement, runner, prefix_cache=stored > 0)
-    return EngineCore(scheduler, runner, Sampler(placement.kernels), events, info)
+    sampler = Sampler(placement.kernels, runner.rows)
+    return EngineCore(scheduler, runner, sampler, events, info, overlap=placement.overlap)
 
 
 def predict_memory(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:

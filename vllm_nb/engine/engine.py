@@ -2,15 +2,16 @@
 
 import logging
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from vllm_nb.engine.events import EventLog
 from vllm_nb.engine.pooler import pool
 from vllm_nb.engine.runner import Runner
-from vllm_nb.engine.sampler import Sampler, Samples
+from vllm_nb.engine.sampler import Drawn, Sampler, Samples
 from vllm_nb.engine.scheduler import Logprobs, Plan, Scheduler, TokenOutput
-from vllm_nb.engine.sequence import Sequence
+from vllm_nb.engine.sequence import Sequence, Status
 from vllm_nb.engine.stats import EngineStats
 from vllm_nb.events import StepDone, TokenLogprobs
 from vllm_nb.inspection.info import EngineInfo
@@ -20,10 +21,35 @@ log = logging.getLogger(__name__)
 LOWEST_LOGPROB = -9999.0  # what OpenAI's API says for impossible tokens
 
 
-class EngineCore:
-    """What a step needs, and the step. Not thread-safe."""
+@dataclass(frozen=True)
+class Launched:
+    """A step that is under way. times: seconds that the host took for scheduling, preparing, the forward pass and
+    sampling, without waiting for the device."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, sampler: Sampler, events: EventLog, info: EngineInfo):
+    plan: Plan
+    drawn: Drawn
+    embeddings: dict[Sequence, np.ndarray]
+    times: tuple[float, float, float, float]
+
+
+class EngineCore:
+    """What a step needs, and the step. Not thread-safe.
+
+    overlap: the next step is launched before the tokens of the last one are waited for and booked, so that the device
+    has something to do meanwhile. What ends by a stop token is then found a step late: its row of the next step is
+    computed for nothing, and thrown away.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        sampler: Sampler,
+        events: EventLog,
+        info: EngineInfo,
+        *,
+        overlap: bool = False,
+    ):
         self.scheduler = scheduler
         self.runner = runner
         self.sampler = sampler
@@ -31,33 +57,58 @@ class EngineCore:
         self.info = info
         self.stats = EngineStats()
         self.last_step: StepDone | None = None  # as far as anybody watched
+        self._overlap = overlap
+        self._launched: Launched | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return self._launched is not None or self.scheduler.has_work
 
     def step(self) -> list[TokenOutput]:
-        """Compute the next tokens of whoever is scheduled; what ended or went on in this step."""
+        """Launch the next step, and book the one that is under way, or without overlap this one. Returns what ended or
+        went on in what was booked."""
         clock = time.monotonic
+        outputs = self.settle() if self._launched and not self.scheduler.can_run_ahead() else []
         started = clock()
         plan = self.scheduler.schedule()
         scheduled = clock()
         if not plan.seqs:
-            return []
+            return outputs + self.settle()
         try:
             batch, logits_row = self.runner.prepare(plan)
             prepared = clock()
             logits, hidden = self.runner.forward(batch)
             forwarded = clock()
-            samples = self.sampler(logits, plan, logits_row)
+            drawn = self.sampler(logits, plan, logits_row)
             embeddings = pool(hidden, plan) if plan.pooled else {}
-            sampled = clock()
+            times = (scheduled - started, prepared - scheduled, forwarded - prepared, clock() - forwarded)
+        except Exception as error:
+            return outputs + self.settle() + self._fail(plan, error)
+        outputs += self.settle()
+        self._launched = Launched(plan, drawn, embeddings, times)
+        return outputs if self._overlap else self.settle()
+
+    def settle(self) -> list[TokenOutput]:
+        """Wait for the step that is under way, if there is one, and book it."""
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return []
+        plan, started = launched.plan, time.monotonic()
+        try:
+            samples = launched.drawn.wait()
         except Exception as error:
             return self._fail(plan, error)
-        self.runner.rows.append(plan, samples.tokens)
+        arrived = time.monotonic()
+        alive = [i for i, seq in enumerate(plan.seqs) if seq.status is Status.RUNNING]
         outputs = _attach_logprobs(plan, samples, self.scheduler.update(plan, samples.tokens))
-        for output in outputs if embeddings else ():
-            output.embedding = embeddings.get(output.seq)
-        self.stats.count_step(plan.num_tokens, outputs, clock())
+        for output in outputs if launched.embeddings else ():
+            output.embedding = launched.embeddings.get(output.seq)
+        num_tokens = [plan.num_tokens[i] for i in alive]
+        self.stats.count_step(num_tokens, outputs, time.monotonic())
         if self.events.enabled:
-            times = (scheduled - started, prepared - scheduled, forwarded - prepared, sampled - forwarded)
-            self._emit_step(plan, outputs, times, clock() - sampled)
+            schedule, prepare, forward, sample = launched.times
+            times = schedule, prepare, forward, sample + arrived - started, time.monotonic() - arrived
+            self._emit_step([plan.seqs[i].arrival for i in alive], num_tokens, plan.budget, outputs, times)
         return outputs
 
     def _fail(self, plan: Plan, error: Exception) -> list[TokenOutput]:
@@ -70,23 +121,26 @@ class EngineCore:
         return ended
 
     def _emit_step(
-        self, plan: Plan, outputs: list[TokenOutput], times: tuple[float, float, float, float], update: float
+        self,
+        sequences: list[int],
+        num_tokens: list[int],
+        budget: int,
+        outputs: list[TokenOutput],
+        times: tuple[float, float, float, float, float],
     ) -> None:
         for output in outputs:
             if output.logprobs is not None and output.token is not None:
                 self.events.emit(_logprobs_event(output.seq, output.token, output.logprobs))
-        sequences = [seq.arrival for seq in plan.seqs]
-        now = time.monotonic()
+        queue, now = self.scheduler.latest, time.monotonic()
         self.last_step = StepDone(
             self.stats.steps,
             sequences,
-            plan.num_tokens,
-            plan.budget,
+            num_tokens,
+            budget,
             len(self.scheduler.waiting),
-            plan.wait_reason,
-            plan.leading,
+            queue.wait_reason,
+            queue.leading,
             *times,
-            update,
             now,
         )
         self.events.emit(self.last_step)
@@ -101,16 +155,19 @@ def _logprobs_event(seq: Sequence, token: int, logprobs: Logprobs) -> TokenLogpr
 
 
 def _attach_logprobs(plan: Plan, samples: Samples, outputs: list[TokenOutput]) -> list[TokenOutput]:
-    """Hand log-probabilities to the outputs they belong to; those of an unfinished prompt go out without a token."""
+    """Hand log-probabilities to the outputs they belong to; those of an unfinished prompt go out without a token. Who
+    ended while the step was under way has neither output nor row."""
     if not samples.logprobs and not samples.prompt_logprobs:
         return outputs
     by_sequence = {output.seq: output for output in outputs}
     for i, logprobs in samples.logprobs.items():
-        by_sequence[plan.seqs[i]].logprobs = logprobs
+        if (output := by_sequence.get(plan.seqs[i])) is not None:
+            output.logprobs = logprobs
     for i, (start, over_prompt) in samples.prompt_logprobs.items():
         seq = plan.seqs[i]
-        if seq not in by_sequence:
+        if seq not in by_sequence and seq.status is Status.RUNNING:
             outputs.append(TokenOutput(seq, None))
-        output = by_sequence.get(seq, outputs[-1])
-        output.prompt_start, output.prompt_logprobs = start, over_prompt
+            by_sequence[seq] = outputs[-1]
+        if (output := by_sequence.get(seq)) is not None:
+            output.prompt_start, output.prompt_logprobs = start, over_prompt
     return outputs

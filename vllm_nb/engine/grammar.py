@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from vllm_nb.engine.transfer import upload
+
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
@@ -77,8 +79,8 @@ def forbid(logits: torch.Tensor, rows: list[int], bits: np.ndarray) -> None:
     """Minus infinity for what `bits` do not allow, in place. logits float32 [S, vocab]; bits uint32 [rows, words]."""
     forbidden = ~unpacked(bits, logits.shape[1])
     if logits.device.type != "cpu":
-        which = torch.tensor(rows, device=logits.device)
-        mask = torch.from_numpy(forbidden).to(logits.device)
+        (which,) = upload([np.array(rows, np.int64)], logits.device)
+        (mask,) = upload([forbidden], logits.device)
         logits[which] = logits[which].masked_fill(mask, -torch.inf)
         return
     for i, row in zip(rows, forbidden, strict=True):  # integers, for a choice by element takes five times as long

@@ -1,7 +1,9 @@
 """Decode steps as CUDA graphs: hundreds of launches become one, which is what decides the speed of small batches.
 
 A graph has fixed sizes, so there is a ladder of them; a batch takes the next size up, and rows beyond it compute on
-padding that nobody reads. The inputs live in one buffer on the device, filled by one copy from page-locked memory.
+padding that nobody reads. The inputs live in one buffer on the device, filled by one copy from page-locked memory, and
+the tokens where the sampler has put them (engine/batch.py: Rows), so that no step waits for the host. What comes out is
+copied to one buffer too: kept where it arose, the logits of all sizes together would take a gigabyte.
 """
 
 from bisect import bisect_left
@@ -12,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vllm_nb.engine.batch import Batch
+from vllm_nb.engine.transfer import page_locked
 
 Output = tuple[Tensor, Tensor]  # logits, hidden states
-Replay = Callable[[], Output]
-Capture = Callable[[Callable[[], Output]], Replay]
+Work = Callable[[], None]  # on memory that stays where it is
 
 
 def ladder(largest: int) -> list[int]:
@@ -34,27 +36,24 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
-    def __call__(self, work: Callable[[], Output]) -> Replay:
-        """`work` runs once beforehand, so that nothing is compiled or allocated for good while it is captured."""
+    def __call__(self, work: Work) -> Work:
+        """`work`, to be replayed. It runs once beforehand, so that nothing is compiled or allocated for good while it
+        is captured."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             work()
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            output = work()
-
-        def replay() -> Output:
-            graph.replay()
-            return output
-
-        return replay
+            work()
+        return graph.replay
 
 
 class DecodeGraphs:
     """Graphs of the steps in which every sequence decodes one token.
 
-    forward(batch) -> (logits, hidden states). max_blocks: columns of the block tables. Sizes are int32 rows.
+    forward(batch) -> (logits, hidden states), which looks tokens up by `token_rows`. max_blocks: columns of the block
+    tables. capture(work): work, to be replayed.
     """
 
     def __init__(
@@ -65,14 +64,15 @@ class DecodeGraphs:
         max_blocks: int,
         max_model_len: int,
         device: torch.device,
-        capture: Capture,
+        capture: Callable[[Work], Work],
     ):
         self.sizes = ladder(max_num_seqs)
+        self._device = device
         self._max_blocks = max_blocks
         self._max_model_len = max_model_len
         self._arguments = torch.zeros(max_num_seqs * (4 + max_blocks), dtype=torch.int32, device=device)
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._staging = torch.zeros(len(self._arguments), dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._outputs: Output | None = None
         # The largest first: its memory is what the others reuse.
         self._replays = {size: capture(self._work(forward, size)) for size in reversed(self.sizes)}
 
@@ -82,22 +82,26 @@ class DecodeGraphs:
     def replay(self, batch: Batch) -> Output:
         """What forward(batch) gives; valid until the next call."""
         size, rows = self.sizes[bisect_left(self.sizes, batch.num_seqs)], batch.num_seqs
-        staged = _split(self._staging.numpy(), size, self._max_blocks)
-        for name, padding in (("token_ids", 0), ("positions", 0), ("slot_mapping", -1), ("seq_lens", 1)):
+        used = size * (4 + self._max_blocks)
+        host = page_locked(used, torch.int32, self._device)
+        staged = _split(host.numpy(), size, self._max_blocks)
+        for name, padding in (("token_rows", 0), ("positions", 0), ("slot_mapping", -1), ("seq_lens", 1)):
             staged[name][:rows] = getattr(batch, name).numpy()
             staged[name][rows:] = padding
         tables = batch.block_tables.numpy()
         staged["block_tables"][:rows, : tables.shape[1]] = tables
         staged["block_tables"][rows:, 0] = 0
-        used = size * (4 + self._max_blocks)
-        self._arguments[:used].copy_(self._staging[:used], non_blocking=True)
-        logits, hidden = self._replays[size]()
+        self._arguments[:used].copy_(host, non_blocking=True)
+        self._replays[size]()
+        assert self._outputs is not None
+        logits, hidden = self._outputs
         return logits[:rows], hidden[:rows]
 
-    def _work(self, forward: Callable[[Batch], Output], size: int) -> Callable[[], Output]:
+    def _work(self, forward: Callable[[Batch], Output], size: int) -> Work:
         arguments: dict[str, Any] = _split(self._arguments, size, self._max_blocks)
         batch = Batch(
             **arguments,
+            token_ids=arguments["token_rows"],  # to be looked up
             query_start_loc=self._starts[: size + 1],
             logits_indices=self._starts[:size],
             num_tokens=size,
@@ -106,11 +110,20 @@ class DecodeGraphs:
             max_query_len=1,
             max_seq_len=self._max_model_len,
         )
-        return lambda: forward(batch)
+
+        def work() -> None:
+            found = forward(batch)
+            if self._outputs is None:
+                logits, hidden = (x.new_empty(self.sizes[-1], x.shape[1]) for x in found)
+                self._outputs = logits, hidden
+            for kept, new in zip(self._outputs, found, strict=True):
+                kept[:size].copy_(new)
+
+        return work
 
 
 def _split(flat: Any, size: int, max_blocks: int) -> dict[str, Any]:
     """Views of a flat buffer (torch or NumPy), laid out so that a smaller size takes a shorter copy."""
-    names = ("token_ids", "positions", "slot_mapping", "seq_lens")
+    names = ("token_rows", "positions", "slot_mapping", "seq_lens")
     views = {name: flat[i * size : (i + 1) * size] for i, name in enumerate(names)}
     return views | {"block_tables": flat[4 * size : size * (4 + max_blocks)].reshape(size, max_blocks)}

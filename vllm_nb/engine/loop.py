@@ -153,8 +153,10 @@ class EngineLoop:
                 self._take_commands()
                 if self._may_step() and not self._stopping:
                     self._deliver(self._core.step())
+                    if self._gate.paused:  # single steps: each is seen whole
+                        self._deliver(self._core.settle())
                     self._gate.passed()
-                self._gate.settle(self._core.scheduler.has_work)
+                self._gate.settle(self._core.has_work)
         except BaseException as error:  # a bug of ours: nobody may wait for ever
             log.exception("the engine thread has failed")
             self.failure = error
@@ -172,10 +174,11 @@ class EngineLoop:
             self._commands.get()()
 
     def _may_step(self) -> bool:
-        return self._core.scheduler.has_work and self._gate.is_open
+        return self._core.has_work and self._gate.is_open
 
     def _set_paused(self, paused: bool) -> None:
         self._gate.settle(has_work=False)
+        self._deliver(self._core.settle())
         if paused != self._gate.paused and self._events.enabled:
             now = time.monotonic()
             self._events.emit(EnginePaused(now) if paused else EngineResumed(now))

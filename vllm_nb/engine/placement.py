@@ -28,6 +28,7 @@ class Placement:
     dtype: torch.dtype  # of activations
     weight_dtype: torch.dtype  # of weights that the kernels do not keep quantised
     kv_dtype: torch.dtype
+    overlap: bool  # the next step is launched while the last one's tokens are dealt with
 
 
 def place(config: EngineConfig) -> Placement:
@@ -38,13 +39,25 @@ def place(config: EngineConfig) -> Placement:
     if name == "cpu":  # computes in float32, whatever weights and cache are held in
         _prepare_cpu(kernels, config.threads)
         held = torch.float32 if config.dtype == "float32" else torch.bfloat16
-        return Placement(device, kernels, torch.float32, held, torch.int8 if config.dtype == "auto" else held)
+        kv_dtype = torch.int8 if config.dtype == "auto" else held
+        return Placement(device, kernels, torch.float32, held, kv_dtype, overlap=False)
     plain = "float32" if device.type == "cpu" else "bfloat16"
     dtype = getattr(torch, plain if config.dtype == "auto" else config.dtype)
-    return Placement(device, kernels, dtype, dtype, dtype)
+    overlap = device.type == "cuda" if config.overlap is None else config.overlap
+    return Placement(device, kernels, dtype, dtype, dtype, overlap)
 
 
 def _backend(config: EngineConfig, device: torch.device) -> str:
+    name = _named_backend(config, device)
+    if name == "cpu" and config.overlap:
+        raise ModelLoadError(
+            "overlap does nothing for backend 'cpu': there a step runs on the processor that has to deal with the last "
+            "one's tokens, so they cannot run beside each other; leave overlap out"
+        )
+    return name
+
+
+def _named_backend(config: EngineConfig, device: torch.device) -> str:
     name = config.backend
     if name == "cpu" and device.type != "cpu":
         raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")

@@ -15,11 +15,11 @@ def pool(hidden: torch.Tensor, plan: Plan) -> dict[Sequence, np.ndarray]:
     for i in plan.pooled:
         seq, count, end = plan.seqs[i], plan.num_tokens[i], int(ends[i])
         if seq.pooling == "mean":
-            if seq.num_computed == 0:  # also when it begins anew after a preemption
+            if plan.starts[i] == 0:  # also when it begins anew after a preemption
                 seq.hidden_sum = 0.0
             # One row after the other, in float64: the same sum wherever the prompt is cut.
             seq.hidden_sum = seq.hidden_sum + _rows(hidden, end - count, end).sum(axis=0)
-        if seq.num_computed + count == len(seq):
+        if plan.reaches_end(i):
             found[seq] = (
                 np.asarray(seq.hidden_sum) / len(seq) if seq.pooling == "mean" else _rows(hidden, end - 1, end)[0]
             )

@@ -23,7 +23,7 @@ class Runner:
             kernels.allocate_kv(c.num_blocks, c.block_size, config.num_kv_heads, config.head_dim, kv_dtype, device)
             for _ in range(config.num_layers)
         ]
-        self.rows = Rows(c.max_num_seqs, c.max_model_len, c.block_size)
+        self.rows = Rows(c.max_num_seqs, c.max_model_len, c.block_size, device)
         max_blocks = self.rows.block_tables.shape[1]
         self.buffers = BatchBuffers(c.max_num_batched_tokens, c.max_num_seqs, c.max_logits, max_blocks)
         self.graph = self._capture()
@@ -45,11 +45,11 @@ class Runner:
         c = self.capacity
         with progress.task("Compiling GPU kernels"):
             for batch in warm_up_batches(c):
-                logits, _ = self.model.forward(batch.to(self.device), self.kv)
-                warm_up_sampling(self.kernels, logits[:1])
+                logits, _ = self._forward_rows(batch.to(self.device))
+                warm_up_sampling(self.kernels, logits[:1], self.rows.tokens)
         with progress.task("Capturing the forward pass"):
             self.decode_graphs = DecodeGraphs(
-                lambda batch: self.model.forward(batch, self.kv),
+                self._forward_rows,
                 max_num_seqs=c.max_num_seqs,
                 max_blocks=self.rows.block_tables.shape[1],
                 max_model_len=c.max_model_len,
@@ -71,5 +71,10 @@ class Runner:
         if self.decode_graphs is not None and self.decode_graphs.fits(batch):
             return self.decode_graphs.replay(batch)
         if self.device.type != "cpu":
-            batch = batch.to(self.device)
+            return self._forward_rows(batch.to(self.device))
+        return self.model.forward(batch, self.kv)
+
+    def _forward_rows(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for a batch on the device, whose tokens are looked up there."""
+        batch.token_ids = self.rows.tokens[batch.token_rows, batch.positions]
         return self.model.forward(batch, self.kv)

@@ -39,10 +39,12 @@ class Logprobs(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """One step: `num_tokens[i]` tokens of `seqs[i]` are computed."""
+    """One step: `num_tokens[i]` tokens of `seqs[i]` are computed, from position `starts[i]` on, of `lengths[i]`."""
 
     seqs: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)  # got a row in this step
     grown: list[Sequence] = field(default_factory=list)  # got a block in this step
     budget: int = 0
@@ -54,10 +56,17 @@ class Plan:
     def add(self, seq: Sequence, num_tokens: int) -> None:
         if seq.pooling is not None:
             self.pooled.append(len(self.seqs))
+        if seq.params.prompt_logprobs is not None and seq.num_planned < seq.prompt_len:
+            self.prompt_logits += num_tokens
         self.seqs.append(seq)
         self.num_tokens.append(num_tokens)
-        if seq.params.prompt_logprobs is not None and seq.num_computed < seq.prompt_len:
-            self.prompt_logits += num_tokens
+        self.starts.append(seq.num_planned)
+        self.lengths.append(seq.expected_len)
+        seq.in_flight += num_tokens
+
+    def reaches_end(self, i: int) -> bool:
+        """Whether a token is sampled for seqs[i]: the others have more of their prompt to come."""
+        return self.starts[i] + self.num_tokens[i] == self.lengths[i]
 
 
 @dataclass(slots=True)
@@ -96,6 +105,7 @@ class Scheduler:
         self.blocks = blocks
         self.waiting: list[Sequence] = []  # both queues by priority, then arrival
         self.running: list[Sequence] = []
+        self.latest = Plan()  # what was decided last
         self.preemptions = 0
         self.prompt_tokens = self.cached_tokens = 0  # of all requests that were admitted: the cache's hit rate
         self._events = events
@@ -117,30 +127,33 @@ class Scheduler:
 
     # Schedule
 
+    def can_run_ahead(self) -> bool:
+        """Whether `schedule` may be called while a step is under way: not where somebody would have to be preempted, or
+        a grammar has to see the token that is to come."""
+        needed = 0
+        for seq in self.running:
+            if seq.grammar is not None and seq.expected_len > len(seq):
+                return False
+            if seq.is_decoding and not seq.is_ending:
+                needed += self.blocks.blocks_for(seq.expected_len) - len(seq.blocks)
+        return needed <= self.blocks.num_free
+
     def schedule(self) -> Plan:
-        """The next step. Empty only when nothing is waiting or running."""
-        plan = Plan()
-        decoding = [seq for seq in self.running if seq.is_decoding]
+        """The next step, which builds on the one that is under way, if there is one. Empty when nothing is waiting or
+        running, or nothing can be done before that one is booked."""
+        self.latest = plan = Plan()
+        decoding: list[Sequence] = []
+        prefilling: list[Sequence] = []
+        for seq in self.running:
+            if not seq.is_ending:
+                (decoding if seq.is_decoding else prefilling).append(seq)
         plan.budget = self._max_num_batched_tokens
         if decoding:
             plan.budget = min(plan.budget, len(decoding) + self._prefill_chunk)
-        budget = plan.budget
-        preempted = False
-        for seq in decoding:
-            if seq.status is not Status.RUNNING:  # preempted for one before it
-                continue
-            had = len(seq.blocks)
-            while not self.blocks.grow(seq, len(seq)):
-                preempted = True
-                if self._preempt_last() is seq:
-                    break
-            else:
-                plan.add(seq, 1)
-                budget -= 1
-                if len(seq.blocks) > had:
-                    plan.grown.append(seq)
-        for seq in self.running:
-            if budget and not seq.is_decoding:
+        preempted = self._add_decoding(plan, decoding)
+        budget = plan.budget - len(plan.seqs)
+        for seq in prefilling:
+            if budget and seq.status is Status.RUNNING:
                 budget -= self._add_chunk(plan, seq, budget)
         if preempted:
             plan.wait_reason = "blocks"
@@ -148,9 +161,26 @@ class Scheduler:
             self._admit(plan, budget)
         return plan
 
+    def _add_decoding(self, plan: Plan, decoding: list[Sequence]) -> bool:
+        """Plan a token for each, and the blocks for it. Returns whether somebody was preempted for want of them."""
+        preempted = False
+        for seq in decoding:
+            if seq.status is not Status.RUNNING:  # preempted for one before it
+                continue
+            had = len(seq.blocks)
+            while not self.blocks.grow(seq, seq.expected_len):
+                preempted = True
+                if self._preempt_last() is seq:
+                    break
+            else:
+                plan.add(seq, 1)
+                if len(seq.blocks) > had:
+                    plan.grown.append(seq)
+        return preempted
+
     def _add_chunk(self, plan: Plan, seq: Sequence, budget: int) -> int:
         """Plan the next prefill chunk; returns its size, which may be 0."""
-        chunk = min(seq.num_uncomputed, budget)
+        chunk = min(seq.expected_len - seq.num_planned, budget)
         if seq.params.prompt_logprobs is not None:
             chunk = min(chunk, self._max_prompt_logits - plan.prompt_logits)
         if chunk:
@@ -215,12 +245,16 @@ class Scheduler:
     # Update
 
     def update(self, plan: Plan, tokens: list[int]) -> list[TokenOutput]:
-        """Book the step: tokens[i] was sampled for plan.seqs[i], if it reached its end."""
+        """Book the step: tokens[i] was sampled for plan.seqs[i], if it reached its end. Whoever ended while the step
+        was under way gets nothing."""
         outputs = []
         now = self._clock()
         for seq, num_tokens, token in zip(plan.seqs, plan.num_tokens, tokens, strict=True):
+            if seq.status is not Status.RUNNING:
+                continue
             before = seq.num_computed
             seq.num_computed += num_tokens
+            seq.in_flight -= num_tokens
             self.blocks.store_full_blocks(seq, before)
             if seq.num_computed == len(seq):  # else a prefill chunk: more to come
                 outputs.append(_advance(seq, token, now))
@@ -265,8 +299,10 @@ class Scheduler:
         """Books against queues. Raises RuntimeError saying what does not add up."""
         self.blocks.check_integrity(self.running)
         for seq in self.waiting:
-            if seq.blocks or seq.row != -1 or seq.status is not Status.WAITING:
-                raise RuntimeError(f"waiting sequence {seq.request_id}/{seq.index} holds blocks or a row")
+            if seq.blocks or seq.row != -1 or seq.in_flight or seq.status is not Status.WAITING:
+                raise RuntimeError(
+                    f"waiting sequence {seq.request_id}/{seq.index} holds blocks or a row, or is computed"
+                )
         rows = [seq.row for seq in self.running] + self._rows
         if sorted(rows) != list(range(len(rows))):
             raise RuntimeError(f"rows are lost or doubled: {sorted(rows)}")

@@ -41,6 +41,7 @@ class Sequence:
     status: Status = Status.WAITING
     row: int = -1
     num_computed: int = 0
+    in_flight: int = 0  # tokens of it in steps that are launched and not booked: not in num_computed yet
     num_cached: int = 0  # prompt tokens taken from the prefix cache at the first admission
     blocks: list[int] = field(default_factory=list)  # block table: logical block -> physical block
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks, as far as computed
@@ -76,14 +77,29 @@ class Sequence:
     def output_len(self) -> int:
         return self._length - self.prompt_len
 
+    # What the next step builds on: one may be under way (engine/engine.py). Without one these are what is booked.
+
     @property
-    def num_uncomputed(self) -> int:
-        return self._length - self.num_computed
+    def num_planned(self) -> int:
+        """Computed tokens, once what is launched is done."""
+        return self.num_computed + self.in_flight
+
+    @property
+    def expected_len(self) -> int:
+        """Tokens there will be then: one more, where it reaches the end."""
+        return self._length + (self.in_flight > 0 and self.num_computed + self.in_flight == self._length)
 
     @property
     def is_decoding(self) -> bool:
         """Everything but the newest token is in the cache, and that token is the model's own."""
-        return self.num_computed == self._length - 1 and self._length > self.prompt_len
+        length = self.expected_len
+        return self.num_computed + self.in_flight == length - 1 and length > self.prompt_len
+
+    @property
+    def is_ending(self) -> bool:
+        """What is launched is the last that it needs, whatever token comes of it."""
+        awaited = self.expected_len - self._length
+        return awaited > 0 and (self.pooling is not None or self.output_len + awaited >= self.max_tokens)
 
     def append(self, token: int) -> None:
         if self._length == len(self._buffer):

@@ -25,10 +25,12 @@ def warm_up_batches(capacity: Capacity) -> Iterator[Batch]:
         yield _batch(tokens, min(tokens, capacity.max_logits))
 
 
-def warm_up_sampling(kernels: Any, logits: torch.Tensor) -> None:
-    """logits [1, vocab]"""
+def warm_up_sampling(kernels: Any, logits: torch.Tensor, tokens: torch.Tensor) -> None:
+    """logits [1, vocab]; tokens: those of the rows."""
     one = torch.ones(1, device=logits.device)
-    kernels.sample(logits.clone(), one, one.int(), one / 2, one * 0, one / 2)
+    long, zero = one.long(), one.long() * 0
+    kernels.penalize(logits.clone(), zero, tokens, zero, zero, zero, one, one, one)
+    kernels.sample(logits.clone(), one, one.int(), one / 2, one * 0, kernels.uniforms(long, long))
     kernels.token_logprobs(logits, one.int(), 2)
 
 
@@ -53,6 +55,7 @@ def _batch(tokens: int, num_logits: int) -> Batch:
     zeros = torch.zeros(tokens, dtype=torch.int32)
     return Batch(
         token_ids=zeros,
+        token_rows=zeros,
         positions=positions,
         slot_mapping=zeros - 1,
         query_start_loc=torch.tensor([0, tokens], dtype=torch.int32),

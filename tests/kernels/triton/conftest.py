@@ -70,6 +70,7 @@ def make_context():
             starts.append(starts[-1] + queries)
         batch = Batch(
             token_ids=int32([0] * starts[-1]),
+            token_rows=int32([0] * starts[-1]),
             positions=int32(positions),
             slot_mapping=int32(slots),
             query_start_loc=int32(starts),

@@ -100,7 +100,7 @@ def test_serving_compiles_nothing_that_warming_up_has_not(engine):
         if DEVICE.type == "cpu":  # a GPU's engine has warmed up while it was built
             for batch in warm_up_batches(runner.capacity):
                 logits, _ = runner.model.forward(batch, runner.kv)
-                warm_up_sampling(runner.kernels, logits[:1])
+                warm_up_sampling(runner.kernels, logits[:1], runner.rows.tokens)
     with watch() as served:
         for temperature in (0.0, 0.9):
             params = SamplingParams(temperature=temperature, top_k=5, max_tokens=3, logprobs=1, ignore_eos=True)
@@ -124,7 +124,7 @@ def test_a_padded_decode_step_gives_what_the_step_itself_gives(engine):
     core = engine._loop.call(lambda core: core)
     runner = core.runner
     graphs = DecodeGraphs(
-        lambda batch: runner.model.forward(batch, runner.kv),
+        runner._forward_rows,
         max_num_seqs=6,
         max_blocks=runner.rows.block_tables.shape[1],
         max_model_len=96,
@@ -133,6 +133,7 @@ def test_a_padded_decode_step_gives_what_the_step_itself_gives(engine):
     )
     for rows in (1, 3, 5, 6):
         batch = decode_batch(rows)
+        core.runner.rows.tokens[batch.token_rows.to(DEVICE), batch.positions.to(DEVICE)] = batch.token_ids.to(DEVICE)
         assert graphs.fits(batch)
         logits, hidden = graphs.replay(batch)
         expected, expected_hidden = runner.model.forward(batch.to(DEVICE), runner.kv)
@@ -146,6 +147,7 @@ def decode_batch(rows: int):
     order = torch.arange(rows, dtype=torch.int32, device="cpu")
     return Batch(
         token_ids=order + 5,
+        token_rows=order,
         positions=lengths - 1,
         slot_mapping=order * 16 + lengths - 1,
         query_start_loc=torch.arange(rows + 1, dtype=torch.int32, device="cpu"),
