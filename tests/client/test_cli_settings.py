@@ -110,5 +110,9 @@ def every() -> list[str]:
     line = []
     for field in fields(EngineConfig):
         name = f"--{field.name.replace('_', '-')}"
-        line += [name] if field.type is bool else [name, values.get(field.name, "none" if field.type is str else "1")]
+        line += (
+            [name]
+            if field.type in (bool, bool | None)
+            else [name, values.get(field.name, "none" if field.type is str else "1")]
+        )
     return line
