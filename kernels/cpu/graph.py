@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vllm_nb.kernels.cpu import layout
+from vllm_nb.kernels.cpu.formats import BLOCK, TILE
 from vllm_nb.kernels.cpu.program import Capture, start_capture
 
 
@@ -44,6 +46,17 @@ class Graph:
         for name, count in zip(self._program.names, ticks, strict=True):
             totals[name] = totals.get(name, 0.0) + float(count) / max(1, ticks.sum())
         return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+    def operations(self, num_tokens: int, num_logits: int) -> dict[str, int]:
+        """Multiplications and additions of the products with weights, by packed format."""
+        totals: dict[str, int] = {}
+        for name, words in zip(self._program.names, self._code, strict=True):
+            if name.startswith("linear_"):
+                kind, _, tiles, blocks = (int(word) for word in words[layout.ARGUMENTS_AT :][:4])
+                rows = num_logits if kind == layout.NUM_LOGITS else num_tokens
+                form = name.removeprefix("linear_")
+                totals[form] = totals.get(form, 0) + 2 * rows * TILE * tiles * BLOCK * blocks
+        return totals
 
 
 def capture(forward: Callable[[Any, Sequence[Any]], tuple[Tensor, Tensor]], batch: Any, kv: Sequence[Any]) -> Graph:

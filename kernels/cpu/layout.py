@@ -23,12 +23,15 @@ CACHE_LINE = 64
 
 # matrix products
 GROUP_ROWS = 8  # rows of activations side by side, and in a tile
-# A record of R rows: quads int8 [8, R, 4], scales float32 [R], sums float32 [R], int_sums int32 [2, R]
-RECORD_SCALES, RECORD_SUMS, RECORD_INT_SUMS, RECORD_BYTES = 32, 36, 40, 48  # offsets and size, for each row
+# A record of R rows: quads int8 [8, R, 4], scales float32 [R], sums float32 [R], starts int32 [3, R]
+RECORD_SCALES, RECORD_SUMS, RECORD_STARTS, RECORD_BYTES = 32, 36, 40, 52  # offsets and size, for each row
 
-
-# private memory of a product: 8 rows of 16 outputs
-LINEAR_SCRATCH_BYTES = 4 * 16 * GROUP_ROWS
+# products of more than GROUP_ROWS rows: panels of unpacked weights, and the sums of the rows that share them
+PANEL_TILES, PANEL_ROWS = 2, 4
+PANEL_BLOCKS, FLOAT_PANEL_BLOCKS = 16, 4  # at most, of 32 inputs
+PANEL_BYTES = 24576  # the larger of 16 * 2 * (512 + 4 * 64) and 4 * 2 * 32 * 64
+ITEM_ROWS = 64
+LINEAR_SCRATCH_BYTES = PANEL_BYTES + 2 * 4 * 16 * PANEL_TILES * ITEM_ROWS
 
 
 # attention: fixed, so that a result does not depend on how the work is cut up
@@ -68,3 +71,7 @@ CUT_BINS = 1024
 def sampling_scratch_bytes(vocabulary: int) -> int:
     """Private memory of sampling: a weight for each token, bins, and candidates (value and weight)."""
     return 4 * vocabulary + 16 * CUT_BINS + 8 * vocabulary + 256
+
+
+# measuring what the processor multiplies
+RATE_CHAINS = 12  # independent sums: their latency is hidden, and all fit in registers

@@ -45,6 +45,7 @@ def _prepare(program: Program, x: Tensor, kind: str) -> Tensor:
     """Activations as the tiles read them: int8 records, or rounded floats, both padded to blocks of 32."""
     rows, width = program.row_kind(x), x.shape[1]
     padded = -(-width // BLOCK) * BLOCK
+    program.state.team.reserve(layout.LINEAR_SCRATCH_BYTES)
     groups = x[: -(-x.shape[0] // GROUP_ROWS)]  # for its number of rows only
     if kind == "int8":
         records = program.empty(groups, GROUP_ROWS * padded // BLOCK * RECORD_BYTES, torch.int8)
@@ -66,17 +67,13 @@ def _multiply(
     *,
     last: bool,
 ) -> None:
-    steps = segment.blocks
-    if segment.format is None:
-        steps *= BLOCK // 2 if segment.kind == "bf16" else BLOCK
-    program.state.team.reserve(layout.LINEAR_SCRATCH_BYTES)
     program.keep(bias)
     program.add(
         f"linear_{segment.kind}",
         program.row_kind(x),
         segment.data,
         segment.tiles,
-        steps,
+        segment.blocks,
         prepared,
         out.data_ptr() + 4 * first,
         out.shape[1],

@@ -47,6 +47,35 @@ def test_an_embedding_of_its_own_is_not_read(tiny_model_path, capsys):
     assert {"linear_f32", "attention_f32"} <= {row["kernel"] for row in shares}
 
 
+def test_packed_formats_without_a_model(capsys):
+    options = ["--formats", "q4_min", "bf16", "--shapes", "40x96", "--rows", "1", "20", "--json"]
+    assert cli.main(["bench", "kernels", *options]) == 0
+    machine, *products = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [(product["format"], product["rows"]) for product in products] == [
+        ("q4_min", 1), ("q4_min", 20), ("bf16", 1), ("bf16", 20),
+    ]  # fmt: skip
+    for product in products:
+        size = {"q4_min": 3 * 3 * 320, "bf16": 2 * 48 * 96}[product["format"]]  # 3 tiles of 16 outputs
+        assert product["gb_per_second"] == pytest.approx(size / product["ms"] / 1e6, rel=0.05, abs=0.01)
+        assert product["gop_per_second"] == pytest.approx(
+            2 * 40 * 96 * product["rows"] / product["ms"] / 1e6, rel=0.05, abs=0.1
+        )
+        rate = machine[{"q4_min": "int8", "bf16": "bf16"}[product["format"]] + "_gop_per_second"]
+        assert product["of_ops"] == pytest.approx(product["gop_per_second"] / rate, rel=0.1, abs=0.001)
+        assert product["of_memory"] == pytest.approx(
+            product["gb_per_second"] / machine["read_gb_per_second"], rel=0.1, abs=0.005
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "needs a MODEL, or --formats"), (["--formats", "q4k"], "no packed format q4k; there are q2, q3, q4")],
+)
+def test_what_cannot_be_measured_is_said(arguments, message, capsys):
+    assert cli.main(["bench", "kernels", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_no_rows_are_refused(capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "kernels", "smollm2", "--rows", "0"])

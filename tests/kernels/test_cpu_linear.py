@@ -32,16 +32,17 @@ def test_every_gguf_type_multiplies_as_int8_arithmetic_says(kind, shape, random_
         assert error < (1e-5 if kind in EXACT else 1e-3), (rows, error)
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q6_K", "Q2_K", "BF16", "F32"])
+@pytest.mark.parametrize("kind", [*GGUF_FORMATS, "BF16", "F16", "F32"])
 def test_a_row_is_the_same_bits_alone_and_among_others(kind, random_blocks):
+    """Alone, among few, among many; of more blocks than are unpacked at a time, and an odd number of tiles."""
     if kind in GGUF_FORMATS:
-        weight = cpu.pack([random_blocks(kind, 80, 256)], dtype=torch.float32, device="cpu")
+        weight = cpu.pack([random_blocks(kind, 80, 768)], dtype=torch.float32, device="cpu")
     else:
-        dtype = {"BF16": torch.bfloat16, "F32": torch.float32}[kind]
-        weight = cpu.pack([torch.randn(80, 256)], dtype=dtype, device="cpu")
-    x = activations(71, 256)
+        dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[kind]
+        weight = cpu.pack([torch.randn(80, 768)], dtype=dtype, device="cpu")
+    x = activations(71, 768)
     together = cpu.linear(x, weight)
-    for first, last in [(0, 1), (70, 71), (3, 5), (10, 14), (20, 37)]:
+    for first, last in [(0, 1), (70, 71), (3, 5), (10, 14), (5, 13), (6, 15), (20, 37)]:
         assert torch.equal(cpu.linear(x[first:last].clone(), weight), together[first:last])
 
 

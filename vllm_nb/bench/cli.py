@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   vllm-nb bench latency smollm2 --phases --batch 1 16
   vllm-nb bench throughput smollm2 --requests 64 --input 32 256 --output 16 128
   vllm-nb bench kernels smollm2 --rows 1 4 16 --context 1024
+  vllm-nb bench kernels --formats q4_min q6 --rows 1 16 512
   vllm-nb bench compile --only "head 128"
   vllm-nb bench serve --url http://127.0.0.1:8000 --rate 1 4 inf --slo ttft=500 tpot=60
   vllm-nb bench serve --concurrency 64 --duration 60
@@ -130,13 +131,31 @@ def _add_events(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
+    _add_model(parser, required=False)
     parser.add_argument(
-        "--rows", type=_count, nargs="+", default=[1, 16], metavar="N", help="requests that decode at once"
+        "--rows",
+        type=_count,
+        nargs="+",
+        metavar="N",
+        help="requests that decode at once (default 1 16); with --formats, of activations (default 1 4 16 64 512)",
     )
     parser.add_argument("--context", type=_count, default=64, metavar="TOKENS", help="of each of them (default 64)")
     parser.add_argument("--prefill", type=_count, default=512, metavar="TOKENS", help="of one prompt (default 512)")
     parser.add_argument("--repeats", type=_count, default=20, metavar="N", help="replays of each step (default 20)")
+    parser.add_argument(
+        "--formats",
+        nargs="*",
+        metavar="FORMAT",
+        help="products with made-up weights in these packed formats (default: all) instead of a model's step",
+    )
+    parser.add_argument(
+        "--shapes",
+        type=_size,
+        nargs="+",
+        default=[(4096, 4096), (1536, 576)],
+        metavar="OUTPUTSxINPUTS",
+        help="of those products (default 4096x4096 1536x576)",
+    )
     parser.set_defaults(handler=_kernels)
 
 
@@ -159,8 +178,8 @@ def _add_gpu(parser: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    seqs, _, context = text.partition("x")
-    return _count(seqs), _count(context)
+    first, _, second = text.partition("x")
+    return _count(first), _count(second)
 
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
@@ -176,8 +195,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+def _add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs=None if required else "?")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: physical cores)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
@@ -237,8 +256,16 @@ def _events(args: argparse.Namespace) -> int:
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    from vllm_nb.bench.kernels import run
+    if (args.model is None) == (args.formats is None):
+        raise ValueError("vllm-nb bench kernels needs a MODEL, or --formats and no model")
+    if args.formats is None:
+        from vllm_nb.bench.kernels import run
 
+        args.rows = args.rows or [1, 16]
+    else:
+        from vllm_nb.bench.formats import run
+
+        args.rows = args.rows or [1, 4, 16, 64, 512]
     return run(args)
 
 

@@ -3,7 +3,7 @@
 A captured step is replayed as it is: no scheduling, no sampling. Beside its time stand two floors:
 
 memory      all weights and the cached context read once, at the bandwidth of summing a large array
-operations  two for each weight and row, at the rate of the backend's own int8 product on a matrix in the cache
+operations  two for each weight and row, at the rate of the variant's own instructions on registers alone
 
 A step cannot be faster than both; the first binds decoding alone, the second long prompts.
 """
@@ -16,30 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from vllm_nb import progress
+from vllm_nb.bench.machine import Machine, measure
 from vllm_nb.bench.report import show
 from vllm_nb.client.terminal import ProgressBars
 from vllm_nb.config import EngineConfig
-from vllm_nb.engine.bandwidth import read_rate
 from vllm_nb.engine.build import build_core
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.sequence import Sequence
-from vllm_nb.kernels import cpu
-from vllm_nb.kernels.quant import QuantTensor
-from vllm_nb.models.config import ModelConfig
 from vllm_nb.sampling import NEUTRAL_DEFAULTS, SamplingParams
 from vllm_nb.weights.checkpoint import open_checkpoint
 from vllm_nb.weights.hub import ModelRepo, resolve
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the floors are made of."""
-
-    read_gb_per_second: float
-    product_gop_per_second: float
 
 
 @dataclass(frozen=True)
@@ -56,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.callback(progress.add_sink(stack.enter_context(ProgressBars())))
         core, weight_bytes = _load(args)
-        machine = Machine(read_rate(torch.device("cpu")) / 1e9, _product_rate())
+        machine = measure()
         rows, shares = [], {}
         for size, tokens, decoding in [*((n, args.context, True) for n in args.rows), (1, args.prefill, False)]:
             step = _take_step(core, size, tokens, decoding)
             rows.append(_time(core, step, machine, weight_bytes, args.repeats))
             shares[step.name] = core.runner.graph.profile(step.tokens, step.seqs, step.seqs, args.repeats)
-        show([_machine_row(machine)], args.json, "this machine, measured now")
+        show([machine.row()], args.json, "this machine, measured now")
         show(rows, args.json, "a captured step (median), and its floors")
         show(_share_rows(shares), args.json, "share of the step by kernel, percent")
     return 0
@@ -87,7 +75,6 @@ def _load(args: argparse.Namespace) -> tuple[EngineCore, int]:
     )
     with closing(open_checkpoint(resolve(ModelRepo.parse(args.model)))) as checkpoint:
         core = build_core(checkpoint, config)
-    torch.set_num_threads(int(str(cpu.describe()["threads"])))
     return core, core.runner.model.step_bytes
 
 
@@ -130,8 +117,8 @@ def _time(core: EngineCore, step: Step, machine: Machine, weight_bytes: int, rep
     milliseconds = 1000 * float(
         np.median(_seconds(lambda: runner.graph.replay(step.tokens, step.seqs, step.seqs), repeats))
     )
-    memory = (weight_bytes + kv_bytes) / machine.read_gb_per_second / 1e6
-    operations = _operations(runner.model.config, step) / machine.product_gop_per_second / 1e6
+    memory = 1000 * (weight_bytes + kv_bytes) / machine.read_rate
+    operations = 1000 * machine.product_seconds(runner.graph.operations(step.tokens, step.seqs))
     return {
         "step": step.name,
         "ms": round(milliseconds, 3),
@@ -144,13 +131,6 @@ def _time(core: EngineCore, step: Step, machine: Machine, weight_bytes: int, rep
     }
 
 
-def _operations(c: ModelConfig, step: Step) -> int:
-    """Multiplications and additions of all products with weights; attention's are left out."""
-    heads = c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    layer = c.hidden_size * (heads + 3 * c.intermediate_size)
-    return 2 * (step.tokens * c.num_layers * layer + step.seqs * c.vocab_size * c.hidden_size)
-
-
 def _seconds(work: Callable[[], Any], repeats: int) -> list[float]:
     """Of each run, after one that does not count."""
     work()
@@ -160,25 +140,6 @@ def _seconds(work: Callable[[], Any], repeats: int) -> list[float]:
         work()
         times.append(time.perf_counter() - start)
     return times
-
-
-def _product_rate() -> float:
-    """Billions of operations a second: the best of several products of 512 rows with an 8-bit matrix of 1 MB."""
-    size, rows = 1024, 512
-    weight = cpu.pack([QuantTensor("Q8_0", (size, size), np.zeros((size, size // 32 * 34), np.uint8))],
-                      dtype=torch.float32)  # fmt: skip
-    x = torch.ones(rows, size)
-    return 2 * rows * size * size / min(_seconds(lambda: cpu.linear(x, weight), 20)) / 1e9
-
-
-def _machine_row(machine: Machine) -> dict[str, Any]:
-    described = cpu.describe()
-    return {
-        "variant": described["variant"],
-        "threads": described["threads"],
-        "read_gb_per_second": round(machine.read_gb_per_second, 1),
-        "product_gop_per_second": round(machine.product_gop_per_second, 1),
-    }
 
 
 def _share_rows(shares: dict[str, dict[str, float]]) -> list[dict[str, Any]]:

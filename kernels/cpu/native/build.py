@@ -17,7 +17,7 @@ from vllm_nb.kernels.cpu import isa
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, OPTIONS
 
-SOURCES = ("activation", "attention", "embedding", "linear", "norm", "program", "quantize", "rope", "sampling")
+SOURCES = ("activation", "attention", "embedding", "linear", "norm", "program", "quantize", "rates", "rope", "sampling")
 
 # The C entry point around Numba's own calling convention, which has slots for a result and an exception.
 _ENTRY = """

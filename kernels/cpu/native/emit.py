@@ -102,6 +102,14 @@ def store(b: Builder, address: Value, value: Value) -> None:
     b.store(value, b.inttoptr(address, ir.PointerType(value.type))).align = 1
 
 
+def prefetch(b: Builder, address: Value) -> None:
+    """Ask for the cache line at `address`, to be read soon; any address will do."""
+    pointer = b.inttoptr(address, ir.PointerType(i8))
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type] + [i32] * 3)
+    function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(function, [pointer] + [ir.Constant(i32, n) for n in (0, 3, 1)])
+
+
 def splat(b: Builder, value: Value) -> Value:
     """One scalar in all 16 lanes."""
     vector = ir.VectorType(value.type, LANES)

@@ -1,21 +1,31 @@
 """linear_<format>: one segment of a packed weight times quantised or floating-point activations.
 
-Threads split the tiles of 16 outputs; within a tile rows go 8 at a time, so that a weight is read once for all of them.
+Threads share the tiles of 16 outputs. Few rows are multiplied with packed weights as they come from memory. For more
+rows a work item is (two tiles, some rows); blocks are unpacked into a panel a part at a time (see `panel`), and while
+it is multiplied, the next part is fetched.
 """
 
 from typing import Any
 
-from vllm_nb.kernels.cpu.formats import FORMATS, TILE, VECTOR_BYTES, Format
-from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_BYTES
+from vllm_nb.kernels.cpu.formats import BLOCK, FLOATS, FORMATS, TILE, VECTOR_BYTES
+from vllm_nb.kernels.cpu.layout import (
+    FLOAT_PANEL_BLOCKS,
+    GROUP_ROWS,
+    ITEM_ROWS,
+    PANEL_BLOCKS,
+    PANEL_BYTES,
+    PANEL_ROWS,
+    PANEL_TILES,
+    RECORD_BYTES,
+)
+from vllm_nb.kernels.cpu.native import panel as panels
 from vllm_nb.kernels.cpu.native import tile as tiles_of
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share
-from vllm_nb.kernels.cpu.native.simd import Floats, load, load_part, store, store_part
+from vllm_nb.kernels.cpu.native.panel import Panels
+from vllm_nb.kernels.cpu.native.simd import Floats, load, load_part, prefetch, store, store_part, zeros
 
-CHUNK = 8  # groups of rows in one work item
-
-# The arguments of the kernel, by place. X: what `prepare` made of the activations; STEPS: blocks of 32 inputs, or for
-# floating-point weights inputs, or pairs of them for bf16.
-ROW_KIND, WEIGHTS, TILES, STEPS, X, OUT, OUT_STRIDE, OUTPUTS, BIAS = range(9)
+# The arguments of the kernel, by place. X: what `prepare` made of the activations; BLOCKS: of 32 inputs.
+ROW_KIND, WEIGHTS, TILES, BLOCKS, X, OUT, OUT_STRIDE, OUTPUTS, BIAS = range(9)
 
 
 @helper
@@ -32,85 +42,143 @@ def _store_tile(args: int, tile: int, row: int, y: Floats) -> None:
         store_part(target, y, count)
 
 
-def _driver(multiply: Any, tile_bytes: Any) -> Any:
-    """-> the kernel: work items are (tile, chunk of groups of rows), tile by tile.
-
-    multiply(args, tile's address, rows in all, first row, out, stride, rows wanted)
-    """
+def _few_rows(multiply: Any, block_bytes: int) -> Any:
+    """-> helper for at most GROUP_ROWS rows. multiply(args, tile's address, rows, out, out stride)"""
 
     @helper
-    def multiply_group(args: int, w: int, rows: int, tile: int, row: int, room: int) -> None:
-        stride, count = arg(args, OUT_STRIDE), min(GROUP_ROWS, rows - row)
-        if arg(args, BIAS) == 0 and arg(args, OUTPUTS) >= TILE * (tile + 1):
-            multiply(args, w, rows, row, arg(args, OUT) + 4 * (stride * row + TILE * tile), stride, count)
-            return
-        multiply(args, w, rows, row, room, TILE, count)
-        for n in range(count):
-            _store_tile(args, tile, row + n, load(room + VECTOR_BYTES * n))
+    def few_rows(args: int, rows: int, room: int, thread: int, threads: int) -> None:
+        start, stop = share(arg(args, TILES), thread, threads)
+        for tile in range(start, stop):
+            w = arg(args, WEIGHTS) + tile * arg(args, BLOCKS) * block_bytes
+            if arg(args, BIAS) == 0 and arg(args, OUTPUTS) >= TILE * (tile + 1):
+                multiply(args, w, rows, arg(args, OUT) + 4 * TILE * tile, arg(args, OUT_STRIDE))
+                continue
+            multiply(args, w, rows, room, TILE)
+            for row in range(rows):
+                _store_tile(args, tile, row, load(room + VECTOR_BYTES * row))
+
+    return few_rows
+
+
+@helper
+def _prefetch(first: int, second: int, lines: int, part: int, parts: int) -> None:
+    """Ask for one of `parts` parts of the lines at two addresses."""
+    start, stop = share(lines, part, parts)
+    for line in range(start, stop):
+        prefetch(first + VECTOR_BYTES * line)
+        prefetch(second + VECTOR_BYTES * line)
+
+
+def _sums_bytes(of: Panels) -> int:
+    """Of PANEL_ROWS rows and PANEL_TILES tiles."""
+    return of.chains * 4 * TILE * PANEL_TILES * PANEL_ROWS
+
+
+def _part_adder(of: Panels, block_bytes: int, row_bytes: int) -> Any:
+    """-> helper (args, pair of tiles, first row, last row, first block, last block, panel): adds products to the sums
+    behind the panel, the last of each not included. row_bytes: of a row's activations for one block"""
+    unpack, multiply, sums_bytes = of.unpack, of.multiply, _sums_bytes(of)
+
+    @helper
+    def fill_panel(args: int, pair: int, start: int, blocks: int, panel: int) -> None:
+        for tile in range(PANEL_TILES):
+            # an odd last tile is multiplied twice
+            number = min(PANEL_TILES * pair + tile, arg(args, TILES) - 1) * arg(args, BLOCKS) + start
+            unpack(arg(args, WEIGHTS) + number * block_bytes, blocks, panel, tile)
+
+    @helper
+    def add_part(args: int, pair: int, first: int, last: int, start: int, stop: int, panel: int) -> None:
+        fill_panel(args, pair, start, stop - start, panel)
+        blocks = arg(args, BLOCKS)
+        after = arg(args, WEIGHTS) + (PANEL_TILES * pair * blocks + stop) * block_bytes
+        if stop == blocks:  # the next pair's first part
+            after += blocks * block_bytes
+        lines, groups = (stop - start) * block_bytes // VECTOR_BYTES, (last - first + PANEL_ROWS - 1) // PANEL_ROWS
+        for group in range(groups):
+            _prefetch(after, after + blocks * block_bytes, lines, group, groups)
+            row = first + PANEL_ROWS * group
+            x = arg(args, X) + row_bytes * (row // GROUP_ROWS * GROUP_ROWS * blocks + GROUP_ROWS * start)
+            multiply(panel, x + 4 * (row % GROUP_ROWS), stop - start, panel + PANEL_BYTES + sums_bytes * group)
+
+    return add_part
+
+
+def _sums_storer(of: Panels) -> Any:
+    """-> helper (args, pair of tiles, first row, last row, sums)"""
+    chains, sums_bytes = of.chains, _sums_bytes(of)
+
+    @helper
+    def store_sums(args: int, pair: int, first: int, last: int, sums: int) -> None:
+        for row in range(last - first):
+            at = sums + sums_bytes * (row // PANEL_ROWS) + 4 * TILE * PANEL_TILES * (row % PANEL_ROWS)
+            for tile in range(min(PANEL_TILES, arg(args, TILES) - PANEL_TILES * pair)):
+                y = load(at + 4 * TILE * tile)
+                if chains == 2:
+                    y = y + load(at + 4 * TILE * tile + sums_bytes // 2)
+                _store_tile(args, PANEL_TILES * pair + tile, first + row, y)
+
+    return store_sums
+
+
+def _many_rows(of: Panels, block_bytes: int, row_bytes: int, panel_blocks: int) -> Any:
+    """-> helper for any number of rows above 1. Some rows' activations stay in a near cache while weights pass by."""
+    add_part, store_sums = _part_adder(of, block_bytes, row_bytes), _sums_storer(of)
+    sums_bytes = _sums_bytes(of)
+
+    @helper
+    def many_rows(args: int, rows: int, room: int, thread: int, threads: int) -> None:
+        blocks, sums = arg(args, BLOCKS), room + PANEL_BYTES
+        parts, pieces = (blocks + panel_blocks - 1) // panel_blocks, (rows + ITEM_ROWS - 1) // ITEM_ROWS
+        pairs = (arg(args, TILES) + PANEL_TILES - 1) // PANEL_TILES
+        start, stop = share(pairs * pieces, thread, threads)
+        for item in range(start, stop):
+            pair, first = item % pairs, item // pairs * ITEM_ROWS
+            last = min(rows, first + ITEM_ROWS)
+            for at in range(0, (last - first + PANEL_ROWS - 1) // PANEL_ROWS * sums_bytes, VECTOR_BYTES):
+                store(sums + at, zeros())
+            for part in range(parts):
+                begin, end = share(blocks, part, parts)
+                add_part(args, pair, first, last, begin, end, room)
+            store_sums(args, pair, first, last, sums)
+
+    return many_rows
+
+
+def _make(name: str) -> Function:
+    fmt = FORMATS.get(name)
+    if fmt:
+        tile = lambda rows, group: tiles_of.quantised_tile(fmt, rows, group)  # noqa: E731
+        block_bytes, row_bytes = fmt.block_bytes, RECORD_BYTES
+        many_rows = _many_rows(panels.quantised(fmt), block_bytes, row_bytes, PANEL_BLOCKS)
+    else:
+        tile = lambda rows, group: tiles_of.float_tile(name, rows, group)  # noqa: E731
+        block_bytes, row_bytes = BLOCK * TILE * FLOATS[name], BLOCK * (2 if name == "bf16" else 4)
+        many_rows = _many_rows(panels.floats(name), block_bytes, row_bytes, FLOAT_PANEL_BLOCKS)
+    one, two, four, eight = tile(1, 1), tile(2, GROUP_ROWS), tile(4, GROUP_ROWS), tile(GROUP_ROWS, GROUP_ROWS)
+
+    @helper
+    def multiply(args: int, w: int, rows: int, out: int, stride: int) -> None:
+        x, blocks = arg(args, X), arg(args, BLOCKS)
+        if rows == 1:
+            one(w, x, blocks, out, stride, rows)
+        elif rows <= 2:
+            two(w, x, blocks, out, stride, rows)
+        elif rows <= 4:
+            four(w, x, blocks, out, stride, rows)
+        else:
+            eight(w, x, blocks, out, stride, rows)
+
+    few_rows = _few_rows(multiply, block_bytes)
 
     def linear(args: int, step: int, thread: int, threads: int) -> None:
         rows, room = header(step, arg(args, ROW_KIND)), scratch(step, thread)
-        groups = (rows + GROUP_ROWS - 1) // GROUP_ROWS
-        chunks = (groups + CHUNK - 1) // CHUNK
-        start, stop = share(arg(args, TILES) * chunks, thread, threads)
-        for item in range(start, stop):
-            tile, chunk = item // chunks, item % chunks
-            w = arg(args, WEIGHTS) + tile * tile_bytes(args)
-            for group in range(chunk * CHUNK, min(groups, (chunk + 1) * CHUNK)):
-                multiply_group(args, w, rows, tile, group * GROUP_ROWS, room)
+        if rows <= GROUP_ROWS:
+            few_rows(args, rows, room, thread, threads)
+        else:
+            many_rows(args, rows, room, thread, threads)
 
     return linear
 
 
-def _make_quantised(fmt: Format) -> Function:
-    one = tiles_of.quantised_tile(fmt, 1, 1)
-    two, four, eight = (tiles_of.quantised_tile(fmt, rows, GROUP_ROWS) for rows in (2, 4, 8))
-    block_bytes = fmt.block_bytes
-
-    @helper
-    def tile_bytes(args: int) -> int:
-        return arg(args, STEPS) * block_bytes
-
-    @helper
-    def multiply(args: int, w: int, rows: int, row: int, out: int, stride: int, count: int) -> None:
-        blocks = arg(args, STEPS)
-        x = arg(args, X) + RECORD_BYTES * blocks * row
-        if rows == 1:
-            one(w, x, blocks, out, stride, count)
-        elif count > 4:
-            eight(w, x, blocks, out, stride, count)
-        elif count > 2:
-            four(w, x, blocks, out, stride, count)
-        else:
-            two(w, x, blocks, out, stride, count)
-
-    return _driver(multiply, tile_bytes)
-
-
-def _make_float(kind: str) -> Function:
-    step_bytes = tiles_of.STEP_BYTES[kind]
-    one = tiles_of.float_matrix_tile(kind, 1, 4, 4)
-    two, eight = (tiles_of.float_matrix_tile(kind, rows, 4, 4 * GROUP_ROWS) for rows in (2, GROUP_ROWS))
-
-    @helper
-    def tile_bytes(args: int) -> int:
-        return arg(args, STEPS) * step_bytes
-
-    @helper
-    def multiply(args: int, w: int, rows: int, row: int, out: int, stride: int, count: int) -> None:
-        steps = arg(args, STEPS)
-        x = arg(args, X) + 4 * steps * row
-        if rows == 1:
-            one(w, steps, x, out, stride, count)
-        elif count > 2:
-            eight(w, steps, x, out, stride, count)
-        else:
-            two(w, steps, x, out, stride, count)
-
-    return _driver(multiply, tile_bytes)
-
-
-for _format in FORMATS.values():
-    KERNELS[f"linear_{_format.name}"] = lambda fmt=_format: _make_quantised(fmt)  # type: ignore[misc]
-for _kind in ("bf16", "f16", "f32"):
-    KERNELS[f"linear_{_kind}"] = lambda kind=_kind: _make_float(kind)  # type: ignore[misc]
+for _name in (*FORMATS, *FLOATS):
+    KERNELS[f"linear_{_name}"] = lambda name=_name: _make(name)  # type: ignore[misc]

@@ -1,48 +1,36 @@
 """Activations as the tiles of `linear` read them (see `tile`): int8 records, or rounded floats.
 
-One row lies by itself; several lie in groups of 8, side by side. What the last group has beyond the last row is not
-written, and computed with in vain.
+One row lies by itself; several lie in groups of 8, side by side. What the last group has beyond the last row is
+computed with in vain.
 """
 
-from vllm_nb.kernels.cpu.formats import BLOCK, QUADS
-from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_BYTES, RECORD_INT_SUMS, RECORD_SCALES, RECORD_SUMS
-from vllm_nb.kernels.cpu.native.kernel import arg, header, helper, kernel, share
+from vllm_nb.kernels.cpu.formats import BLOCK
+from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_BYTES, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS
+from vllm_nb.kernels.cpu.native.kernel import arg, header, helper, kernel, scratch, share
+from vllm_nb.kernels.cpu.native.records import ROUNDER, quantize_rows
 from vllm_nb.kernels.cpu.native.simd import (
     Floats,
     absolute,
     as_ints,
     bits_to_float,
+    fma,
     load,
     load_part,
     max_int_lanes,
     max_ints,
-    nearest,
     pack_bytes,
     round_pairs,
     splat,
-    store_f32,
+    splat_int,
+    store,
+    store_bytes,
     store_i32,
     store_lanes,
+    store_part,
     sum_int_lanes,
+    to_floats,
     zeros,
 )
-
-
-@helper
-def quantize_block(low: Floats, high: Floats, record: int, lane: int, group: int) -> None:
-    """32 floats -> one row's share in a record."""
-    # compared as integers, where NaN is greater than all: it must reach the scale, and so the whole row
-    largest = bits_to_float(max_int_lanes(max_ints(as_ints(absolute(low)), as_ints(absolute(high)))))
-    inverse = splat(127.0 / largest if largest > 0.0 else 0.0)
-    low_ints, high_ints = nearest(low * inverse), nearest(high * inverse)
-    store_lanes(record + 4 * lane, pack_bytes(low_ints), 4 * group)
-    store_lanes(record + 4 * (lane + group * QUADS // 2), pack_bytes(high_ints), 4 * group)
-    low_sum, high_sum = sum_int_lanes(low_ints), sum_int_lanes(high_ints)
-    scale = largest / 127.0
-    store_f32(record + RECORD_SCALES * group + 4 * lane, scale)
-    store_f32(record + RECORD_SUMS * group + 4 * lane, scale * (low_sum + high_sum))
-    store_i32(record + RECORD_INT_SUMS * group + 4 * lane, low_sum)
-    store_i32(record + RECORD_INT_SUMS * group + 4 * (lane + group), high_sum)
 
 
 @helper
@@ -55,14 +43,36 @@ def load_block(x: int, i: int, width: int) -> tuple[Floats, Floats]:
 
 
 @helper
-def quantize_row(x: int, width: int, records: int, row: int, rows: int) -> None:
-    """One row of `width` floats; the last block is filled up with zeros."""
-    blocks = (width + BLOCK - 1) // BLOCK
-    group = 1 if rows == 1 else GROUP_ROWS
-    first = records + RECORD_BYTES * blocks * (row // group * group)
-    for block in range(blocks):
-        low, high = load_block(x, BLOCK * block, width)
-        quantize_block(low, high, first + RECORD_BYTES * group * block, row % group, group)
+def _quantize_one(x: int, i: int, width: int, record: int) -> None:
+    """A single row's block: the same numbers as `quantize_rows`."""
+    low, high = load_block(x, i, width)
+    largest = bits_to_float(max_int_lanes(max_ints(as_ints(absolute(low)), as_ints(absolute(high)))))
+    # vectors, as scalars would be divided in float64
+    inverse, rounder = splat(127.0) / splat(largest) if largest > 0.0 else zeros(), splat(ROUNDER)
+    low_ints, high_ints = as_ints(fma(low, inverse, rounder)), as_ints(fma(high, inverse, rounder))
+    store_bytes(record, pack_bytes(low_ints))
+    store_bytes(record + 16, pack_bytes(high_ints))
+    low_sum = sum_int_lanes(low_ints - as_ints(rounder))
+    high_sum = sum_int_lanes(high_ints - as_ints(rounder))
+    scale = splat(largest) / splat(127.0)
+    store_part(record + RECORD_SCALES, scale, 1)
+    store_part(record + RECORD_SUMS, scale * to_floats(splat_int(low_sum + high_sum)), 1)
+    store_i32(record + RECORD_STARTS, -128 * (low_sum + high_sum))
+    store_i32(record + RECORD_STARTS + 4, -128 * low_sum)
+    store_i32(record + RECORD_STARTS + 8, -128 * high_sum)
+
+
+@helper
+def _quantize_group(x: int, i: int, width: int, count: int, record: int, room: int) -> None:
+    """A block of up to 8 rows; x: the first one."""
+    if i + BLOCK <= width:
+        quantize_rows(x + 4 * i, 4 * width, count, record)
+        return
+    for row in range(count):
+        low, high = load_block(x + 4 * width * row, i, width)
+        store(room + 4 * BLOCK * row, low)
+        store(room + 4 * BLOCK * row + 64, high)
+    quantize_rows(room, 4 * BLOCK, count, record)
 
 
 @kernel
@@ -70,9 +80,18 @@ def quantize(args: int, step: int, thread: int, threads: int) -> None:
     """row kind, x, width, records"""
     rows = header(step, arg(args, 0))
     x, width, records = arg(args, 1), arg(args, 2), arg(args, 3)
-    start, stop = share(rows, thread, threads)
-    for row in range(start, stop):
-        quantize_row(x + 4 * width * row, width, records, row, rows)
+    blocks = (width + BLOCK - 1) // BLOCK
+    if rows == 1:
+        start, stop = share(blocks, thread, threads)
+        for block in range(start, stop):
+            _quantize_one(x, BLOCK * block, width, records + RECORD_BYTES * block)
+        return
+    room = scratch(step, thread)
+    start, stop = share((rows + GROUP_ROWS - 1) // GROUP_ROWS * blocks, thread, threads)
+    for item in range(start, stop):
+        row, i = item // blocks * GROUP_ROWS, item % blocks * BLOCK
+        record = records + RECORD_BYTES * GROUP_ROWS * item
+        _quantize_group(x + 4 * width * row, i, width, min(GROUP_ROWS, rows - row), record, room)
 
 
 @kernel

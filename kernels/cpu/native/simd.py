@@ -230,10 +230,7 @@ def float_to_bits(b: Builder, x: Value) -> Value:
 @op(void, i64)
 def prefetch(b: Builder, address: Value) -> None:
     """Ask for the cache line at `address`, to be read soon."""
-    pointer = b.inttoptr(address, ir.PointerType(emit.i8))
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type] + [emit.i32] * 3)
-    function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    b.call(function, [pointer] + [ir.Constant(emit.i32, n) for n in (0, 3, 1)])
+    emit.prefetch(b, address)
 
 
 # making vectors

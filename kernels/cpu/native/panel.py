@@ -1,0 +1,110 @@
+"""Panels: some blocks of two tiles, unpacked once and then multiplied with many rows of activations, 4 at a time.
+
+A panel lies in the thread's scratch memory, in the nearest cache. Its vectors of both tiles lie side by side:
+
+    of integers, block by block    8 quads of bytes, the scales float32 of each group, the minima likewise
+    of floats, input by input      float32; bfloat16 pairs where the variant multiplies those
+
+Eight sums take what half the registers are, and a number of activations is fetched once for both tiles. The arithmetic
+of a sum is that of `tile`; sums wait in memory for the next panel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, TILE, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.layout import GROUP_ROWS, PANEL_ROWS, PANEL_TILES, RECORD_BYTES
+from vllm_nb.kernels.cpu.native import emit
+from vllm_nb.kernels.cpu.native.blocks import Block, read_block
+from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value, const
+from vllm_nb.kernels.cpu.native.simd import i64, op, void
+from vllm_nb.kernels.cpu.native.tile import STEP_BYTES, Row, add_block, add_step, read_step
+
+_SUMS = PANEL_ROWS * PANEL_TILES
+
+
+@dataclass(frozen=True)
+class Panels:
+    """How weights of one kind become panels.
+
+    unpack: intrinsic (packed blocks, their number, panel, tile); multiply: intrinsic (panel, records of 4 rows, blocks,
+    sums [chains, 4 rows, 2 tiles, 16]).
+    """
+
+    unpack: Any
+    multiply: Any
+    chains: int
+
+
+def quantised(fmt: Format) -> Panels:
+    factors = fmt.groups * (1 + fmt.has_min)
+
+    def address(b: Builder, panel: Value, vector: int, tile: int) -> Value:
+        return b.add(panel, const(VECTOR_BYTES * (PANEL_TILES * vector + tile)))
+
+    size = VECTOR_BYTES * PANEL_TILES * (QUADS + factors)
+
+    @op(void, i64, i64, i64, i64)
+    def unpack(b: Builder, w: Value, blocks: Value, panel: Value, tile: Value) -> None:
+        panel = emit.offset(b, panel, VECTOR_BYTES, tile)
+        with emit.for_range(b, blocks) as index:
+            block = read_block(b, fmt, emit.offset(b, w, fmt.block_bytes, index))
+            values = [block.quad(n) for n in range(QUADS)] + [block.scale(n) for n in range(fmt.groups)]
+            values += [block.minimum(n) for n in range(fmt.groups)] if block.minimum else []
+            target = emit.offset(b, panel, size, index)
+            for number, value in enumerate(values):
+                emit.store(b, address(b, target, number, 0), value)
+
+    def unpacked(b: Builder, panel: Value, tile: int) -> Block:
+        def loader(first: int, kind: Any) -> Callable[[int], Value]:
+            return lambda n: emit.load(b, address(b, panel, first + n, tile), kind)
+
+        minimum = loader(QUADS + fmt.groups, FLOATS) if fmt.has_min else None
+        return Block(loader(0, BYTES), loader(QUADS, FLOATS), minimum)
+
+    @op(void, i64, i64, i64, i64)
+    def multiply(b: Builder, panel: Value, x: Value, blocks: Value, sums: Value) -> None:
+        totals = _load_sums(b, sums, _SUMS)
+        with emit.for_range(b, blocks) as index:
+            at, record = emit.offset(b, panel, size, index), emit.offset(b, x, RECORD_BYTES * GROUP_ROWS, index)
+            tiles = [unpacked(b, at, tile) for tile in range(PANEL_TILES)]
+            add_block(b, fmt, tiles, [Row(b, record, row, GROUP_ROWS) for row in range(PANEL_ROWS)], totals)
+        _store_sums(b, sums, totals)
+
+    return Panels(unpack, multiply, chains=1)
+
+
+def floats(kind: str) -> Panels:
+    step_bytes, steps = STEP_BYTES[kind], BLOCK // 2 if kind == "bf16" else BLOCK
+    form = INTS if kind == "bf16" else FLOATS
+
+    @op(void, i64, i64, i64, i64)
+    def unpack(b: Builder, w: Value, blocks: Value, panel: Value, tile: Value) -> None:
+        panel = emit.offset(b, panel, VECTOR_BYTES, tile)
+        with emit.for_range(b, b.mul(blocks, const(steps))) as index:
+            at = emit.offset(b, w, step_bytes, index)
+            emit.store(b, emit.offset(b, panel, VECTOR_BYTES * PANEL_TILES, index), read_step(b, kind, at))
+
+    @op(void, i64, i64, i64, i64)
+    def multiply(b: Builder, panel: Value, x: Value, blocks: Value, sums: Value) -> None:
+        totals = _load_sums(b, sums, 2 * _SUMS)
+        with emit.for_range(b, b.mul(blocks, const(steps // 2))) as pair:
+            for chain in range(2):
+                at = emit.offset(b, panel, 2 * VECTOR_BYTES * PANEL_TILES, pair, chain * VECTOR_BYTES * PANEL_TILES)
+                weights = [emit.load(b, b.add(at, const(VECTOR_BYTES * n)), form) for n in range(PANEL_TILES)]
+                values = emit.offset(b, x, 8 * GROUP_ROWS, pair, 4 * GROUP_ROWS * chain)
+                add_step(b, kind, weights, values, 4, totals[chain * _SUMS : (chain + 1) * _SUMS])
+        _store_sums(b, sums, totals)
+
+    return Panels(unpack, multiply, chains=2)
+
+
+def _load_sums(b: Builder, sums: Value, count: int) -> list[Value]:
+    places = [b.add(sums, const(4 * TILE * n)) for n in range(count)]
+    return [emit.variable(b, emit.load(b, place, FLOATS)) for place in places]
+
+
+def _store_sums(b: Builder, sums: Value, totals: list[Value]) -> None:
+    for number, total in enumerate(totals):
+        emit.store(b, b.add(sums, const(4 * TILE * number)), b.load(total))

@@ -1,0 +1,106 @@
+"""Eight rows' next 32 activations as a record of int8 (see `tile`), all eight at a time.
+
+Rounding is an addition: 1.5 * 2**23 plus a number of few bits is a float32 whose lowest bits are that number's nearest
+integer. Bytes of 4 rows are put together lane by lane, then turned so that 4 neighbours of a row lie side by side.
+"""
+
+from llvmlite import ir
+
+from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS
+from vllm_nb.kernels.cpu.native import emit
+from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, LANES, Builder, Value, byte_vector, const
+from vllm_nb.kernels.cpu.native.simd import i64, op, void
+
+ROUNDER = 12582912.0  # 1.5 * 2**23
+
+_EIGHT_FLOATS, _EIGHT_INTS = (ir.VectorType(kind, GROUP_ROWS) for kind in (emit.f32, emit.i32))
+
+
+@op(void, i64, i64, i64, i64)
+def quantize_rows(b: Builder, x: Value, stride: Value, count: Value, record: Value) -> None:
+    """x: address of the first row's 32 floats; stride: bytes to the next row; count: rows there are, 1 to 8. The last
+    one stands in for those that are missing."""
+    addresses, last = [x], b.sub(count, const(1))
+    for row in range(1, GROUP_ROWS):
+        addresses.append(b.add(addresses[-1], b.select(b.icmp_signed("<=", const(row), last), stride, const(0))))
+    rows = [[emit.load(b, b.add(at, const(64 * half)), FLOATS) for half in range(2)] for at in addresses]
+    largest = _largest(b, rows)
+    inverse = _inverse(b, largest)
+    sums = []
+    for half in range(2):
+        quads = _quads(b, [_rounded(b, row[half], inverse, number) for number, row in enumerate(rows)])
+        total = emit.int_vector(0)
+        for number, vector in enumerate(quads):
+            emit.store(b, b.add(record, const(64 * (2 * half + number))), vector)
+            total = emit.dot_bytes(b, total, byte_vector(1), vector)
+        sums.append(b.add(emit.pick(b, total, 0, 1, GROUP_ROWS), emit.pick(b, total, GROUP_ROWS, 1, GROUP_ROWS)))
+    _store_factors(b, record, largest, sums)
+
+
+def _largest(b: Builder, rows: list[list[Value]]) -> Value:
+    """Of each row the greatest absolute value, 8 floats. Compared as integers, where NaN is greater than all: it must
+    reach the scale, and so the whole row."""
+    absolute = [[b.and_(b.bitcast(half, INTS), emit.int_vector(0x7FFFFFFF)) for half in row] for row in rows]
+    found = [_greater(b, *halves) for halves in absolute]
+    width = LANES  # lanes of a row in each vector
+    while len(found) > 1:
+        width //= 2
+        found = [_fold(b, low, high, width) for low, high in zip(found[::2], found[1::2], strict=True)]
+    return b.bitcast(_greater(b, *(emit.pick(b, found[0], n, 2, GROUP_ROWS) for n in range(2))), _EIGHT_FLOATS)
+
+
+def _greater(b: Builder, x: Value, y: Value) -> Value:
+    return b.select(b.icmp_signed(">", x, y), x, y)
+
+
+def _fold(b: Builder, low: Value, high: Value, width: int) -> Value:
+    """Two vectors of rows with 2 * width lanes each -> one of twice as many rows, with width lanes."""
+    starts = range(0, 2 * LANES, 2 * width)
+    parts = [[start + n for start in starts for n in range(at, at + width)] for at in (0, width)]
+    return _greater(b, *(b.shuffle_vector(low, high, ir.Constant(INTS, lanes)) for lanes in parts))
+
+
+def _inverse(b: Builder, largest: Value) -> Value:
+    """127 over the greatest value; 0 for rows of zeros."""
+    full, zero = (ir.Constant(_EIGHT_FLOATS, [value] * GROUP_ROWS) for value in (127.0, 0.0))
+    return b.select(b.fcmp_ordered(">", largest, zero), b.fdiv(full, largest), zero)
+
+
+def _rounded(b: Builder, x: Value, inverse: Value, row: int) -> Value:
+    """16 numbers, of which the lowest byte counts."""
+    factor = emit.splat(b, b.extract_element(inverse, ir.Constant(emit.i32, row)))
+    return b.bitcast(emit.fma(b, x, factor, emit.float_vector(ROUNDER)), INTS)
+
+
+def _quads(b: Builder, rows: list[Value]) -> list[Value]:
+    """8 rows of 16 numbers -> 2 vectors, each of 2 quads: [quad, row, 4 neighbours]"""
+    low, high = (_four_rows(b, rows[first : first + 4]) for first in (0, 4))
+    turned = []
+    for quad in (0, 2):
+        # 4 lanes a quad: rows 0 to 3 from `low`, 4 to 7 from `high`
+        lanes = [side + 4 * q + n for q in (quad, quad + 1) for side in (0, LANES) for n in range(4)]
+        turned.append(b.bitcast(b.shuffle_vector(low, high, ir.Constant(INTS, lanes)), BYTES))
+    return turned
+
+
+def _four_rows(b: Builder, rows: list[Value]) -> Value:
+    """Lane 4 * quad + row: that row's 4 neighbours."""
+    merged = b.and_(rows[0], emit.int_vector(255))
+    for number, row in enumerate(rows[1:3], 1):
+        merged = b.or_(merged, b.shl(b.and_(row, emit.int_vector(255)), emit.int_vector(8 * number)))
+    merged = b.bitcast(b.or_(merged, b.shl(rows[3], emit.int_vector(24))), BYTES)
+    places = [16 * quad + 4 * j + row for quad in range(4) for row in range(4) for j in range(4)]
+    turned = b.shuffle_vector(merged, merged, ir.Constant(ir.VectorType(emit.i32, 64), places))
+    return b.bitcast(turned, INTS)
+
+
+def _store_factors(b: Builder, record: Value, largest: Value, sums: list[Value]) -> None:
+    scale = b.fdiv(largest, ir.Constant(_EIGHT_FLOATS, [127.0] * GROUP_ROWS))
+    whole = b.add(*sums)
+    emit.store(b, b.add(record, const(RECORD_SCALES * GROUP_ROWS)), scale)
+    product = b.fmul(scale, b.sitofp(whole, _EIGHT_FLOATS))
+    emit.store(b, b.add(record, const(RECORD_SUMS * GROUP_ROWS)), product)
+    factor = ir.Constant(_EIGHT_INTS, [-128] * GROUP_ROWS)
+    for part, value in enumerate((whole, *sums)):
+        at = b.add(record, const((RECORD_STARTS + 4 * part) * GROUP_ROWS))
+        emit.store(b, at, b.mul(value, factor))
