@@ -51,7 +51,7 @@ def gemv_kernel(
     ROW: tl.constexpr = K * LOW // 8 if LOW else K
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.arange(0, ROWS)
-    acc = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    sums = tl.zeros([ROWS, BLOCK_N, WIDTH], tl.float32)  # added up at the end: until then no thread waits for another
     tiles = tl.cdiv(ROW, WIDTH)
     share = tl.cdiv(tiles, tl.num_programs(1))
     first = tl.program_id(1) * share
@@ -63,7 +63,8 @@ def gemv_kernel(
             )  # fmt: skip
             k = input_index(tile * WIDTH, field, WIDTH, LOW)
             inputs = tl.load(x + t[:, None] * K + k[None, :], mask=(t < T)[:, None] & (k < K)[None, :], other=0.0)
-            acc += tl.sum(inputs.to(tl.float32)[:, None, :] * w[None, :, :], 2)
+            sums += inputs.to(tl.float32)[:, None, :] * w[None, :, :]
+    acc = tl.sum(sums, 2)
     if ROW_SCALES:
         acc *= tl.load(row_scales + n, mask=n < N, other=0.0)[None, :]
     at = (tl.program_id(1).to(tl.int64) * T + t[:, None]) * N + n[None, :]
@@ -195,7 +196,7 @@ def _gemv(x: Tensor, segment: Segment) -> Tensor:
     """[splits, T, N]"""
     count, (rows, size) = x.shape[0], segment.shape
     pointers, options = _planes(segment)
-    tiles = gemv_tiles(rows, _row_bytes(size, options), gpu_of(x.device))
+    tiles = gemv_tiles(rows, _row_bytes(size, options), options["LOW"], gpu_of(x.device))
     out = _room(x, rows, tiles.splits)
     gemv_kernel[(triton.cdiv(rows, tiles.block_n), tiles.splits)](
         out,

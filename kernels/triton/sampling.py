@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 512
+BLOCK = 2048
+DIGITS_BLOCK = 512  # each logit against 16 candidates
 
 
 @triton.jit
@@ -29,7 +30,7 @@ def _threshold(logits, top, inverse, least, wanted, V: tl.constexpr, COUNT: tl.c
     found = tl.zeros([], tl.uint32)
     for step in tl.static_range(8):
         candidates = found | (digits << (28 - 4 * step))
-        above = tl.zeros([16], tl.float32)
+        reached = tl.zeros([BLOCK, 16], tl.float32)
         for start in range(0, V, BLOCK):
             i = start + tl.arange(0, BLOCK)
             x = tl.load(logits + i, mask=i < V, other=float("-inf"))
@@ -38,7 +39,8 @@ def _threshold(logits, top, inverse, least, wanted, V: tl.constexpr, COUNT: tl.c
                 amount = tl.where(i < V, 1.0, 0.0)
             else:
                 amount = tl.where(key >= least, tl.exp((x - top) * inverse), 0.0)
-            above += tl.sum(tl.where(key[:, None] >= candidates[None, :], amount[:, None], 0.0), 0)
+            reached += tl.where(key[:, None] >= candidates[None, :], amount[:, None], 0.0)
+        above = tl.sum(reached, 0)
         # Digit 0 always reaches: its candidate is what is known so far.
         reaching = tl.where((above >= wanted) | (digits == 0), candidates, found)
         found = tl.max(reaching, 0)
@@ -53,6 +55,18 @@ def _kept(x, i, top, inverse, least, floor, V: tl.constexpr):
 
 
 @triton.jit
+def _mass(logits, top, inverse, least, floor, V: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of the weights that are kept. Threads meet once, at the end: here as elsewhere, what they wait for each
+    other costs more than reading does."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, V, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = tl.load(logits + i, mask=i < V, other=float("-inf"))
+        total += _kept(x, i, top, inverse, least, floor, V)
+    return tl.sum(total, 0)
+
+
+@triton.jit
 def sample_kernel(
     tokens,  # int32 [R]
     logits,  # float32 [R, V]
@@ -63,6 +77,7 @@ def sample_kernel(
     uniforms,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
+    DIGITS_BLOCK: tl.constexpr,
 ):
     """Grid (R,). Bytes: V * 4 once for a greedy row, three times with a temperature, 8 times more for each of top_k and
     top_p (from the L2 cache)."""
@@ -92,21 +107,12 @@ def sample_kernel(
     floor = tl.load(min_ps + row)
     least = tl.zeros([], tl.uint32)
     if (top_k > 0) & (top_k < V):
-        least = _threshold(logits, top, inverse, least, top_k.to(tl.float32), V, True, BLOCK)
+        least = _threshold(logits, top, inverse, least, top_k.to(tl.float32), V, True, DIGITS_BLOCK)
     if top_p < 1:
-        total = 0.0
-        for start in range(0, V, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            x = tl.load(logits + i, mask=i < V, other=float("-inf"))
-            total += tl.sum(_kept(x, i, top, inverse, least, 0.0, V), 0)
-        least = tl.maximum(least, _threshold(logits, top, inverse, least, top_p * total, V, False, BLOCK))
+        total = _mass(logits, top, inverse, least, 0.0, V, BLOCK)
+        least = tl.maximum(least, _threshold(logits, top, inverse, least, top_p * total, V, False, DIGITS_BLOCK))
 
-    total = 0.0
-    for start in range(0, V, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        x = tl.load(logits + i, mask=i < V, other=float("-inf"))
-        total += tl.sum(_kept(x, i, top, inverse, least, floor, V), 0)
-    wanted = tl.load(uniforms + row) * total
+    wanted = tl.load(uniforms + row) * _mass(logits, top, inverse, least, floor, V, BLOCK)
     before = 0.0
     token = V
     last = 0
@@ -141,19 +147,19 @@ def token_logprobs_kernel(
         i = start + tl.arange(0, BLOCK)
         largest = tl.maximum(largest, tl.load(logits + i, mask=i < V, other=float("-inf")))
     top = tl.max(largest, 0)
-    total = 0.0
+    total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, V, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        total += tl.sum(tl.exp(tl.load(logits + i, mask=i < V, other=float("-inf")) - top), 0)
-    norm = top + tl.log(total)
+        total += tl.exp(tl.load(logits + i, mask=i < V, other=float("-inf")) - top)
+    norm = top + tl.log(tl.sum(total, 0))
 
     chosen = tl.load(logits + tl.load(token_ids + row))
-    rank = 1
+    likelier = tl.zeros([BLOCK], tl.int32)
     for start in range(0, V, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        rank += tl.sum((tl.load(logits + i, mask=i < V, other=float("-inf")) > chosen).to(tl.int32), 0)
+        likelier += (tl.load(logits + i, mask=i < V, other=float("-inf")) > chosen).to(tl.int32)
     tl.store(logprobs + row, chosen - norm)
-    tl.store(ranks + row, rank)
+    tl.store(ranks + row, 1 + tl.sum(likelier, 0))
 
     # One maximum after the other: the next is the greatest below the last, or its equal with a higher id.
     value = float("inf")
@@ -178,7 +184,17 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
     """As `reference.sample`: one token for each row of logits [R, V], int32 [R]; the other arguments are [R]."""
     tokens = torch.empty(logits.shape[0], dtype=torch.int32, device=logits.device)
     sample_kernel[(logits.shape[0],)](
-        tokens, logits, temperature, top_k, top_p, min_p, uniform, V=logits.shape[1], BLOCK=BLOCK, num_warps=8
+        tokens,
+        logits,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        uniform,
+        V=logits.shape[1],
+        BLOCK=BLOCK,
+        DIGITS_BLOCK=DIGITS_BLOCK,
+        num_warps=8,
     )
     return tokens
 

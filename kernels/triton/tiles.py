@@ -81,9 +81,10 @@ class ProductTiles:
 
 
 @functools.cache
-def gemv_tiles(rows: int, row_bytes: int, gpu: Gpu) -> ProductTiles:
-    """A program reads block_n rows of the weight; more programs share a row where there are few rows."""
-    width = min(512, max(32, triton.next_power_of_2(row_bytes)))
+def gemv_tiles(rows: int, row_bytes: int, low: int, gpu: Gpu) -> ProductTiles:
+    """A program reads block_n rows of the weight; more programs share a row where there are few rows. Taking planes
+    apart needs registers, which leaves room for half as many sums."""
+    width = min(256 if low else 512, max(32, triton.next_power_of_2(row_bytes)))
     block_n = 4 if width >= 256 else 16
     programs = triton.cdiv(rows, block_n)
     splits = max(1, min(4 * gpu.processors // programs, row_bytes // (2 * width)))

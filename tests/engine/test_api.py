@@ -273,6 +273,7 @@ def test_a_failing_request_in_a_list_keeps_the_others(engine, monkeypatch):
     sampler = loop_core.sampler
     poison = engine.encode("poison")
 
+    @torch.inference_mode()
     def poisoned(logits, plan, rows):
         for row, seq in zip(rows, plan.seqs, strict=True):
             if seq.prompt_len == len(poison) and seq.tokens[: len(poison)].tolist() == poison:

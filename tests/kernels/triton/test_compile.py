@@ -17,6 +17,10 @@ CASES = [
     "penalties",
     "q4_min, 1 r",
     "q6, 512",
+    "logprobs",
+    "random",
+    "logits of",
+    "q4_min, e",
     "fp8e4nv, 4",
     "exp",
 ]
@@ -36,7 +40,8 @@ def test_each_kernel_compiles_for_both_generations(compiled):
     assert {row["sm"] for row in compiled} == {80, 90}
     assert kernels == {
         "attention_kernel", "merge_splits", "rope_and_cache_kernel", "rms_norm_kernel", "gated_kernel", "sample_kernel",
-        "count_kernel", "penalize_kernel", "gemv_kernel", "gemm_kernel", "grouped_kernel",
+        "count_kernel", "penalize_kernel", "gemv_kernel", "gemm_kernel", "grouped_kernel", "token_logprobs_kernel",
+        "uniforms_kernel", "softcap_kernel", "embedding_kernel",
     }  # fmt: skip
 
 
