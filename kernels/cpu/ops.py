@@ -51,8 +51,9 @@ def _prepare(program: Program, x: Tensor, kind: str) -> Tensor:
         records = program.empty(groups, GROUP_ROWS * padded // BLOCK * RECORD_BYTES, torch.int8)
         program.add("quantize", rows, x, width, records)
         return records
-    rounded = program.empty(groups, GROUP_ROWS * padded, torch.bfloat16 if kind == "bf16" else torch.float32)
-    program.add("round_rows", rows, x, width, rounded, int(kind == "bf16"))
+    pairs = kind == "bf16" and program.state.isa.pairs
+    rounded = program.empty(groups, GROUP_ROWS * padded, torch.bfloat16 if pairs else torch.float32)
+    program.add("round_rows", rows, x, width, rounded, int(kind == "bf16"), int(pairs))
     return rounded
 
 

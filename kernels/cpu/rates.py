@@ -5,6 +5,7 @@ import time
 import numpy as np
 import torch
 
+from vllm_nb.kernels.cpu.backend import state
 from vllm_nb.kernels.cpu.formats import FORMATS
 from vllm_nb.kernels.cpu.layout import RATE_CHAINS
 from vllm_nb.kernels.cpu.program import Program
@@ -18,7 +19,9 @@ _TIMES, _REPEATS = 20000, 50  # a repeat takes about a millisecond
 
 def multiplied_as(kind: str) -> str:
     """How weights of a packed format, or of "bf16", "f16", "f32", are multiplied."""
-    return "int8" if kind in FORMATS else "bf16" if kind == "bf16" else "f32"
+    if kind in FORMATS:
+        return "int8"
+    return "bf16" if kind == "bf16" and state().isa.pairs else "f32"
 
 
 def product_rate(kind: str) -> float:

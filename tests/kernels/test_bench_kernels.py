@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vllm_nb import cli
+from vllm_nb.kernels.cpu.rates import multiplied_as
 
 OPTIONS = ["--rows", "1", "3", "--context", "40", "--prefill", "100", "--repeats", "2"]
 TOKENS = {"decode_1": 1, "decode_3": 3, "prefill_100": 100}
@@ -60,7 +61,7 @@ def test_packed_formats_without_a_model(capsys):
         assert product["gop_per_second"] == pytest.approx(
             2 * 40 * 96 * product["rows"] / product["ms"] / 1e6, rel=0.05, abs=0.1
         )
-        rate = machine[{"q4_min": "int8", "bf16": "bf16"}[product["format"]] + "_gop_per_second"]
+        rate = machine[{"q4_min": "int8", "bf16": multiplied_as("bf16")}[product["format"]] + "_gop_per_second"]
         assert product["of_ops"] == pytest.approx(product["gop_per_second"] / rate, rel=0.1, abs=0.001)
         assert product["of_memory"] == pytest.approx(
             product["gb_per_second"] / machine["read_gb_per_second"], rel=0.1, abs=0.005

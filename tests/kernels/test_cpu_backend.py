@@ -40,7 +40,10 @@ def test_every_variant_computes_the_same(variant, random_blocks, round_to_int8):
         np.testing.assert_allclose(expected.numpy(), exact, rtol=1e-4, atol=1e-4)
     weight = cpu.pack([floats], dtype=torch.bfloat16, device="cpu")
     exact = x.bfloat16().double() @ floats.bfloat16().double().T
-    torch.testing.assert_close(cpu.linear(x, weight).double(), exact, rtol=1e-4, atol=1e-4)
+    together = cpu.linear(x, weight)
+    torch.testing.assert_close(together.double(), exact, rtol=1e-4, atol=1e-4)
+    for rows in (1, 3):
+        assert torch.equal(cpu.linear(x[:rows].clone(), weight), together[:rows])
 
 
 def test_an_unknown_variant_is_refused():

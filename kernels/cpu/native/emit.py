@@ -52,9 +52,9 @@ def use(isa: Isa) -> None:
     _isa = isa
 
 
-def dots_bf16() -> bool:
-    """Whether the variant multiplies bfloat16 pairs in one instruction."""
-    return _isa.dot_bf16
+def multiplies_pairs() -> bool:
+    """Whether products with bfloat16 weights multiply pairs."""
+    return _isa.pairs
 
 
 def const(value: int) -> Value:

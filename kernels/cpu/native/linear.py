@@ -18,6 +18,7 @@ from vllm_nb.kernels.cpu.layout import (
     PANEL_TILES,
     RECORD_BYTES,
 )
+from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native import panel as panels
 from vllm_nb.kernels.cpu.native import tile as tiles_of
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share
@@ -151,9 +152,10 @@ def _make(name: str) -> Function:
         block_bytes, row_bytes = fmt.block_bytes, RECORD_BYTES
         many_rows = _many_rows(panels.quantised(fmt), block_bytes, row_bytes, PANEL_BLOCKS)
     else:
-        tile = lambda rows, group: tiles_of.float_tile(name, rows, group)  # noqa: E731
-        block_bytes, row_bytes = BLOCK * TILE * FLOATS[name], BLOCK * (2 if name == "bf16" else 4)
-        many_rows = _many_rows(panels.floats(name), block_bytes, row_bytes, FLOAT_PANEL_BLOCKS)
+        kind = tiles_of.WIDENED if name == "bf16" and not emit.multiplies_pairs() else name
+        tile = lambda rows, group: tiles_of.float_tile(kind, rows, group)  # noqa: E731
+        block_bytes, row_bytes = BLOCK * TILE * FLOATS[name], 4 * tiles_of.block_steps(kind)
+        many_rows = _many_rows(panels.floats(kind), block_bytes, row_bytes, FLOAT_PANEL_BLOCKS)
     one, two, four, eight = tile(1, 1), tile(2, GROUP_ROWS), tile(4, GROUP_ROWS), tile(GROUP_ROWS, GROUP_ROWS)
 
     @helper

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, TILE, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.formats import QUADS, TILE, VECTOR_BYTES, Format
 from vllm_nb.kernels.cpu.layout import GROUP_ROWS, PANEL_ROWS, PANEL_TILES, RECORD_BYTES
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.blocks import Block, read_block
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value, const
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
-from vllm_nb.kernels.cpu.native.tile import STEP_BYTES, Row, add_block, add_step, read_step
+from vllm_nb.kernels.cpu.native.tile import PAIR_BYTES, Row, add_block, add_step, block_steps, read_pair
 
 _SUMS = PANEL_ROWS * PANEL_TILES
 
@@ -76,24 +76,24 @@ def quantised(fmt: Format) -> Panels:
 
 
 def floats(kind: str) -> Panels:
-    step_bytes, steps = STEP_BYTES[kind], BLOCK // 2 if kind == "bf16" else BLOCK
-    form = INTS if kind == "bf16" else FLOATS
+    pairs, form = block_steps(kind) // 2, INTS if kind == "bf16" else FLOATS
+    step_size = VECTOR_BYTES * PANEL_TILES
 
     @op(void, i64, i64, i64, i64)
     def unpack(b: Builder, w: Value, blocks: Value, panel: Value, tile: Value) -> None:
         panel = emit.offset(b, panel, VECTOR_BYTES, tile)
-        with emit.for_range(b, b.mul(blocks, const(steps))) as index:
-            at = emit.offset(b, w, step_bytes, index)
-            emit.store(b, emit.offset(b, panel, VECTOR_BYTES * PANEL_TILES, index), read_step(b, kind, at))
+        with emit.for_range(b, b.mul(blocks, const(pairs))) as index:
+            for chain, value in enumerate(read_pair(b, kind, emit.offset(b, w, PAIR_BYTES[kind], index))):
+                emit.store(b, emit.offset(b, panel, 2 * step_size, index, chain * step_size), value)
 
     @op(void, i64, i64, i64, i64)
     def multiply(b: Builder, panel: Value, x: Value, blocks: Value, sums: Value) -> None:
         totals = _load_sums(b, sums, 2 * _SUMS)
-        with emit.for_range(b, b.mul(blocks, const(steps // 2))) as pair:
+        with emit.for_range(b, b.mul(blocks, const(pairs))) as index:
             for chain in range(2):
-                at = emit.offset(b, panel, 2 * VECTOR_BYTES * PANEL_TILES, pair, chain * VECTOR_BYTES * PANEL_TILES)
+                at = emit.offset(b, panel, 2 * step_size, index, chain * step_size)
                 weights = [emit.load(b, b.add(at, const(VECTOR_BYTES * n)), form) for n in range(PANEL_TILES)]
-                values = emit.offset(b, x, 8 * GROUP_ROWS, pair, 4 * GROUP_ROWS * chain)
+                values = emit.offset(b, x, 8 * GROUP_ROWS, index, 4 * GROUP_ROWS * chain)
                 add_step(b, kind, weights, values, 4, totals[chain * _SUMS : (chain + 1) * _SUMS])
         _store_sums(b, sums, totals)
 

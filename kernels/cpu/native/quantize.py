@@ -19,6 +19,7 @@ from vllm_nb.kernels.cpu.native.simd import (
     max_int_lanes,
     max_ints,
     pack_bytes,
+    round_floats,
     round_pairs,
     splat,
     splat_int,
@@ -96,20 +97,22 @@ def quantize(args: int, step: int, thread: int, threads: int) -> None:
 
 @kernel
 def round_rows(args: int, step: int, thread: int, threads: int) -> None:
-    """row kind, x, width, out, to_bfloats: 4 bytes a row and step, a step being an input or a pair of bfloat16."""
+    """row kind, x, width, out, to bfloat16, in pairs: 4 bytes a row and step, a step being an input or a pair."""
     rows = header(step, arg(args, 0))
-    x, width, out, to_bfloats = arg(args, 1), arg(args, 2), arg(args, 3), arg(args, 4)
+    x, width, out, to_bfloats, in_pairs = arg(args, 1), arg(args, 2), arg(args, 3), arg(args, 4), arg(args, 5)
     group = 1 if rows == 1 else GROUP_ROWS
     padded = (width + BLOCK - 1) // BLOCK * BLOCK
-    steps = padded // 2 if to_bfloats != 0 else padded
+    steps = padded // 2 if in_pairs != 0 else padded
     start, stop = share(rows, thread, threads)
     for row in range(start, stop):
         target = out + 4 * (steps * (row // group * group) + row % group)
         for i in range(0, padded, BLOCK):
             low, high = load_block(x + 4 * width * row, i, width)
-            if to_bfloats != 0:
+            if in_pairs != 0:
                 store_lanes(target + 2 * group * i, round_pairs(low), 4 * group)
                 store_lanes(target + 2 * group * (i + 16), round_pairs(high), 4 * group)
-            else:
-                store_lanes(target + 4 * group * i, as_ints(low), 4 * group)
-                store_lanes(target + 4 * group * (i + 16), as_ints(high), 4 * group)
+                continue
+            if to_bfloats != 0:
+                low, high = round_floats(low), round_floats(high)
+            store_lanes(target + 4 * group * i, as_ints(low), 4 * group)
+            store_lanes(target + 4 * group * (i + 16), as_ints(high), 4 * group)

@@ -162,6 +162,13 @@ def round_pairs(b: Builder, x: Value) -> Value:
     return b.bitcast(emit.round_to_bfloats(b, x), Pairs.llvm)
 
 
+@op(F, F)
+def round_floats(b: Builder, x: Value) -> Value:
+    """Rounded to what bfloat16 can hold."""
+    bits = b.zext(emit.round_to_bfloats(b, x), INTS)
+    return b.bitcast(b.shl(bits, emit.int_vector(16)), FLOATS)
+
+
 def _store_lanes(typingctx: Any, address: Any, x: Any, stride: Any) -> Any:
     """Each 32-bit lane to its own place, `stride` bytes apart."""
 

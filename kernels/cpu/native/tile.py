@@ -17,8 +17,6 @@ so that all of a tile's addresses are one pointer and constants: with a stride a
 from collections.abc import Sequence
 from typing import Any
 
-from numba.core import cgutils
-
 from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, VECTOR_BYTES, Format
 from vllm_nb.kernels.cpu.layout import RECORD_BYTES, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS
 from vllm_nb.kernels.cpu.native import emit
@@ -27,7 +25,9 @@ from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value,
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
 
 AHEAD = 4096  # bytes between what is read and what is asked for
-STEP_BYTES = {"bf16": VECTOR_BYTES, "f16": VECTOR_BYTES // 2, "f32": VECTOR_BYTES}  # of floating-point weights
+WIDENED = "widened"  # bfloat16 weights times float32 activations: as "bf16" in memory, as "f32" in registers
+# of floating-point weights: bytes of two steps, a step being an input, or a pair of them for "bf16"
+PAIR_BYTES = {"bf16": 2 * VECTOR_BYTES, WIDENED: VECTOR_BYTES, "f16": VECTOR_BYTES, "f32": 2 * VECTOR_BYTES}
 
 
 def broadcast(b: Builder, address: Value, kind: Any) -> Value:
@@ -129,9 +129,20 @@ def quantised_tile(fmt: Format, rows: int, group: int) -> Any:
     return tile
 
 
-def read_step(b: Builder, kind: str, w: Value) -> Value:
-    """16 rows' weights: float32, or pairs of bfloat16."""
-    return emit.load_halves(b, w) if kind == "f16" else emit.load(b, w, INTS if kind == "bf16" else FLOATS)
+def block_steps(kind: str) -> int:
+    return BLOCK // 2 if kind == "bf16" else BLOCK
+
+
+def read_pair(b: Builder, kind: str, w: Value) -> list[Value]:
+    """16 rows' weights of two steps: float32, or pairs of bfloat16."""
+    if kind == WIDENED:
+        both = emit.load(b, w, INTS)
+        halves = b.shl(both, emit.int_vector(16)), b.and_(both, emit.int_vector(-65536))
+        return [b.bitcast(half, FLOATS) for half in halves]
+    second = b.add(w, const(PAIR_BYTES[kind] // 2))
+    if kind == "f16":
+        return [emit.load_halves(b, at) for at in (w, second)]
+    return [emit.load(b, at, INTS if kind == "bf16" else FLOATS) for at in (w, second)]
 
 
 def add_step(b: Builder, kind: str, tiles: Sequence[Value], x: Value, row_stride: int, totals: Sequence[Value]) -> None:
@@ -149,22 +160,23 @@ def add_step(b: Builder, kind: str, tiles: Sequence[Value], x: Value, row_stride
 class _FloatTile:
     """Sums of 16 lanes for some rows: weights of `kind` times activations, step by step.
 
-    A step is one input, or a pair of inputs for bf16. x has 4 bytes a row and step: a float32, or a bfloat16 pair for
-    "bf16". Even and odd steps are summed apart, which hides latency; their number is even.
+    x has 4 bytes a row and step: a float32, or a bfloat16 pair for "bf16". Even and odd steps are summed apart, which
+    hides latency; their number is even.
     """
 
     def __init__(self, b: Builder, kind: str, rows: int, row_stride: int, step_stride: int):
         self._b, self._kind, self._row_stride, self._step_stride = b, kind, row_stride, step_stride
-        self._chains = [[cgutils.alloca_once_value(b, float_vector(0.0)) for _ in range(rows)] for _ in range(2)]
+        self._chains = [[emit.variable(b, float_vector(0.0)) for _ in range(rows)] for _ in range(2)]
 
-    def add(self, w: Value, steps: Value, x: Value) -> None:
-        b, step_bytes = self._b, STEP_BYTES[self._kind]
-        with cgutils.for_range(b, b.lshr(steps, const(1))) as pair:
-            prefetch_ahead(b, emit.offset(b, w, 2 * step_bytes, pair.index), 2 * step_bytes)
-            for chain in range(2):
-                weights = emit.offset(b, w, 2 * step_bytes, pair.index, chain * step_bytes)
-                values = emit.offset(b, x, 2 * self._step_stride, pair.index, chain * self._step_stride)
-                weights = read_step(b, self._kind, weights)
+    def add(self, w: Value, steps: Value, x: Value, *, in_order: bool) -> None:
+        """in_order: what follows in memory is read next."""
+        b, pair_bytes = self._b, PAIR_BYTES[self._kind]
+        with emit.for_range(b, b.lshr(steps, const(1))) as index:
+            at = emit.offset(b, w, pair_bytes, index)
+            if in_order:
+                prefetch_ahead(b, at, pair_bytes)
+            for chain, weights in enumerate(read_pair(b, self._kind, at)):
+                values = emit.offset(b, x, 2 * self._step_stride, index, chain * self._step_stride)
                 add_step(b, self._kind, [weights], values, self._row_stride, self._chains[chain])
 
     def store(self, out: Value, stride: Value, count: Value) -> None:
@@ -179,7 +191,7 @@ def float_tile(kind: str, rows: int, group: int) -> Any:
     @op(void, i64, i64, i64, i64, i64, i64)
     def tile(b: Builder, w: Value, x: Value, blocks: Value, out: Value, stride: Value, count: Value) -> None:
         sums = _FloatTile(b, kind, rows, 4, 4 * group)
-        sums.add(w, b.mul(blocks, const(BLOCK // 2 if kind == "bf16" else BLOCK)), x)
+        sums.add(w, b.mul(blocks, const(block_steps(kind))), x, in_order=True)
         sums.store(out, stride, count)
 
     return tile
@@ -192,9 +204,9 @@ def float_pieces_tile(kind: str, rows: int, row_stride: int) -> Any:
     @op(void, i64, i64, i64, i64, i64, i64)
     def tile(b: Builder, table: Value, pieces: Value, steps: Value, x: Value, out: Value, stride: Value) -> None:
         sums = _FloatTile(b, kind, rows, row_stride, 4)
-        with cgutils.for_range(b, pieces) as piece:
-            w = emit.load(b, emit.offset(b, table, 8, piece.index), emit.i64)
-            sums.add(w, steps, emit.offset(b, x, 4, b.mul(piece.index, steps)))
+        with emit.for_range(b, pieces) as piece:
+            w = emit.load(b, emit.offset(b, table, 8, piece), emit.i64)
+            sums.add(w, steps, emit.offset(b, x, 4, b.mul(piece, steps)), in_order=False)
         sums.store(out, stride, const(rows))
 
     return tile
