@@ -4,14 +4,15 @@ A sub-block is 16 neighbouring tokens of one KV head. Keys lie dimension by dime
 16 tokens in the lanes, so that q times 16 keys needs no sum across lanes; values lie 16 dimensions by 16 dimensions,
 token by token (bfloat16: pair by pair), with the dimensions in the lanes.
 
-    8 bits    keys   [blocks, sub-blocks, heads] of: uint8 [dim / 32, 8, 16, 4], float16 scales [dim / 32, 16]
-              values [blocks, sub-blocks, heads] of: uint8 [dim / 16, 4, 16, 4], float16 scales [16]
-    bfloat16  keys [blocks, sub-blocks, heads, dim / 2, 16, 2]   values [blocks, sub-blocks, heads, dim / 16, 8, 16, 2]
-    float32   keys [blocks, sub-blocks, heads, dim, 16]          values [blocks, sub-blocks, heads, dim / 16, 16, 16]
+    8 bits    keys   [heads, blocks, sub-blocks] of: uint8 [dim / 32, 8, 16, 4], float16 scales [dim / 32, 16]
+              values [heads, blocks, sub-blocks] of: int8 [dim / 16, 4, 16, 4], float16 scales [16]
+    bfloat16  keys [heads, blocks, sub-blocks, dim / 2, 16, 2]   values [heads, blocks, sub-blocks, dim / 16, 8, 16, 2]
+    float32   keys [heads, blocks, sub-blocks, dim, 16]          values [heads, blocks, sub-blocks, dim / 16, 16, 16]
 
 `dim` is the head size, rounded up to a multiple of 16 (keys in 8 bits: of 32). In 8 bits, keys have a scale for each
 token and 32 dimensions, since some models have dimensions far larger than the others, and values one for each token.
-A number is (byte - 128) * scale. Both are padded to whole cache lines.
+Heads come first because a thread reads one at a time, and the processor fetches ahead what is read in a row.
+A number is byte * scale, of keys (byte - 128) * scale. Both are padded to whole cache lines.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class KVCache:
 
     keys: torch.Tensor
     values: torch.Tensor
+    num_blocks: int
     block_size: int
     num_kv_heads: int
     head_dim: int
@@ -36,6 +38,11 @@ class KVCache:
     @property
     def kind(self) -> str:
         return {torch.int8: "int8", torch.bfloat16: "bf16"}.get(self.keys.dtype, "f32")
+
+    @property
+    def sub_blocks(self) -> int:
+        """Of one head."""
+        return self.num_blocks * self.block_size // TILE
 
     @property
     def nbytes(self) -> int:
@@ -68,4 +75,4 @@ def allocate_kv(
         sizes = (heads * TILE * width,) * 2
         dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
     keys, values = (torch.from_numpy(large_empty(size * dtype.itemsize)).view(dtype) for size in sizes)
-    return KVCache(keys, values, block_size, num_kv_heads, head_dim)
+    return KVCache(keys, values, num_blocks, block_size, num_kv_heads, head_dim)

@@ -58,7 +58,7 @@ def attention_slot_bytes(width: int) -> int:
 
 def attention_scratch_bytes(width: int) -> int:
     """Private memory of attention: queries, scores, probabilities, two results, one sub-block of values, a table."""
-    scores = 4 * ATTENTION_ROWS * ATTENTION_KEYS
+    scores = ATTENTION_ROWS * (4 * ATTENTION_KEYS + 64)
     queries = (4 * MAX_HEAD_DIM + 64) * ATTENTION_ROWS
     return queries + 2 * scores + 2 * attention_slot_bytes(width) + 64 * width + 64 + 4096
 

@@ -160,7 +160,7 @@ def rope_and_cache(
         num_heads,
         num_kv_heads,
         head_dim,
-        kv.block_size,
+        kv.sub_blocks,
         q_norm,
         k_norm,
         float_bits(eps),
@@ -214,6 +214,7 @@ def attention(
         float_bits(softcap or 0.0),
         memory,
         slots,
+        kv.sub_blocks,
     )
     finish(program, q.shape[0], batch.seq_lens.shape[0])
     return out

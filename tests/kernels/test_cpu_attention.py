@@ -61,9 +61,9 @@ class Pages:
             starts.append(starts[-1] + count)
         total = starts[-1]
         return Batch(
-            int32([0] * total), int32(torch.cat(positions)), int32(torch.cat(slots)), int32(starts), int32(lengths),
-            self.tables[rows], int32([s - 1 for s in starts[1:]]), total, len(rows), len(rows), max(counts),
-            max(lengths),
+            int32([0] * total), int32([0] * total), int32(torch.cat(positions)), int32(torch.cat(slots)),
+            int32(starts), int32(lengths), self.tables[rows], int32([s - 1 for s in starts[1:]]), total, len(rows),
+            len(rows), max(counts), max(lengths),
         )  # fmt: skip
 
     def write(self, row, length):
@@ -184,9 +184,9 @@ def test_rope_and_cache_equals_the_reference(dtype, head_dim, rotary_dim, norm):
 
     width = -(-head_dim // 16) * 16
     pair = 2 if dtype == torch.bfloat16 else 1
-    keys = ours.keys.view(4, kv_heads, width // pair, BLOCK, pair).permute(0, 3, 1, 2, 4).reshape(64, kv_heads, width)
-    values = ours.values.view(4, kv_heads, width // 16, BLOCK // pair, 16, pair)
-    values = values.permute(0, 3, 5, 1, 2, 4).reshape(64, kv_heads, width)
+    keys = ours.keys.view(kv_heads, 4, width // pair, BLOCK, pair).permute(1, 3, 0, 2, 4).reshape(64, kv_heads, width)
+    values = ours.values.view(kv_heads, 4, width // 16, BLOCK // pair, 16, pair)
+    values = values.permute(1, 3, 5, 0, 2, 4).reshape(64, kv_heads, width)
     rounding = 1e-2 if dtype == torch.bfloat16 else 2e-6
     torch.testing.assert_close(keys[..., :head_dim], theirs.keys, atol=rounding, rtol=rounding)
     assert torch.equal(values[..., :head_dim], theirs.values)

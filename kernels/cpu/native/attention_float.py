@@ -7,21 +7,23 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     HEAD_DIM,
     KEYS,
     KEYS_AT,
-    MINUS_INFINITY,
     QUERY_BYTES,
     ROWS,
     VALUES_AT,
     Products,
     Q,
     any_rows,
+    finite,
     head_width,
     row_address,
+    score_factor,
 )
-from vllm_nb.kernels.cpu.native.functions import exp
+from vllm_nb.kernels.cpu.native.functions import exp2
 from vllm_nb.kernels.cpu.native.kernel import arg, helper
 from vllm_nb.kernels.cpu.native.simd import (
     Floats,
     load,
+    load_f32,
     load_i64,
     load_ints,
     load_part,
@@ -29,6 +31,7 @@ from vllm_nb.kernels.cpu.native.simd import (
     splat_int,
     store,
     store_bfloats,
+    store_f32,
     store_i64,
     store_ints,
     sum_lanes,
@@ -84,7 +87,8 @@ def _load_queries(kind: str) -> Any:
         for row in range(rows):
             q = row_address(args, arg(args, Q), seq, head, tile * ROWS + row)
             for i in range(0, head_width(args), TILE):
-                store_row(room + QUERY_BYTES * row, i, load_part(q + 4 * i, min(TILE, head_dim - i), 0.0))
+                x = load_part(q + 4 * i, min(TILE, head_dim - i), 0.0)
+                store_row(room + QUERY_BYTES * row, i, x * splat(score_factor(args)))
 
     return load_rows
 
@@ -110,13 +114,17 @@ def _softmax(kind: str) -> Any:
     size, store_row = _VALUE_BYTES[kind], _STORE[kind]
 
     @helper
-    def softmax(args: int, row: int, keys: int, valid: int, scores: int, top: float, weights: int, table: int) -> float:
-        out, total = weights + size * KEYS * row, zeros()
-        for i in range(0, keys, TILE):
-            p = exp(load(scores + 4 * i) - splat(top)) if top != MINUS_INFINITY else zeros()
-            total = total + p
-            store_row(out, i, p)
-        return sum_lanes(total)
+    def softmax(
+        args: int, rows: int, keys: int, scores: int, maxima: int, totals: int, weights: int, spare: int, table: int
+    ) -> None:  # fmt: skip
+        for row in range(rows):
+            mine, out = scores + 4 * KEYS * row, weights + size * KEYS * row
+            top, total = finite(load_f32(maxima + 4 * row)), zeros()
+            for i in range(0, keys, TILE):
+                p = exp2(load(mine + 4 * i) - splat(top))
+                total = total + p
+                store_row(out, i, p)
+            store_f32(totals + 4 * row, sum_lanes(total))
 
     return softmax
 

@@ -3,15 +3,17 @@
 The cache is read as it is, by exact integer dots; the other side is held in 16 bits, as a high and a low byte, so that
 what rounding there is comes from the cache alone:
 
-    q           (128 * high + low) * scale, a scale for each 32 dimensions
-    weights     (128 * high + low) * scale, a scale for each row and partition; a weight is exp(score - top) times its
-                key's scale of values
-
-Of each such group lie in memory: int8 high [n], int8 low [n], int32 -128 times the sums of both (what the zero point of
-the cache's bytes adds to a dot), float32 scale.
+    q           (128 * high + low) * scale, a scale for each row
+                for each 32 dimensions: int8 high [32], int8 low [32], int32 -1 times the sum of their numbers (what the
+                zero point of keys, 128, adds to a dot, in units of high); then float32 scale
+    weights     (256 * high + low) * scale, a scale for each row and partition; a weight is 2**(score - maximum) times
+                its key's scale of values
+                for each 4 keys: uint8 low [4], high [4], and 8 unused; then float32 scale
 """
 
 from typing import Any
+
+from llvmlite import ir
 
 from vllm_nb.kernels.cpu import layout
 from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, TILE, VECTOR_BYTES
@@ -20,28 +22,31 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     HEAD_DIM,
     KEYS,
     KEYS_AT,
-    KV_HEADS,
-    MINUS_INFINITY,
     QUERY_BYTES,
     ROWS,
     VALUES_AT,
     Products,
     Q,
     any_rows,
+    finite,
     head_width,
     row_address,
+    score_factor,
 )
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, Builder, Value, const
-from vllm_nb.kernels.cpu.native.functions import exp
+from vllm_nb.kernels.cpu.native.functions import LOWEST_POWER, exp2
 from vllm_nb.kernels.cpu.native.halves import load_halves
 from vllm_nb.kernels.cpu.native.kernel import arg, helper
 from vllm_nb.kernels.cpu.native.simd import (
+    F,
+    I,
     absolute,
     as_ints,
     bits_to_float,
+    fma,
     i64,
-    lane_numbers,
     load,
+    load_f32,
     load_i64,
     load_part,
     max_int_lanes,
@@ -59,67 +64,63 @@ from vllm_nb.kernels.cpu.native.simd import (
     store_f32,
     store_i32,
     store_i64,
+    store_ints,
     sum_int_lanes,
     sum_lanes,
     void,
-    where_less_ints,
+    where_less,
     zeros,
 )
 
-_QUERY_GROUP, _WEIGHT_ROW = 2 * BLOCK + 16, 2 * KEYS + 64  # bytes of a group
-_STARTS, _SCALE = 0, 8  # behind its numbers
-_LARGEST = 16256.0  # 128 * 127
+_QUERY_GROUP, _QUERY_START = 2 * BLOCK + 16, 2 * BLOCK  # bytes of 32 dimensions; where the sum is
+_QUERY_SCALE, _QUERY_LARGEST = 4 * layout.MAX_HEAD_DIM, 16256.0  # 128 * 127
+_WEIGHT_QUAD, _WEIGHT_SCALE, _WEIGHT_LARGEST = 16, 4 * KEYS, 65535.0
+_WEIGHT_ROW = 4 * KEYS + 64
+_ROUNDING = 8388608.0  # 2**23: added to a float below it, leaves the nearest integer in the low bits
 _KEY_GROUP = TILE * BLOCK  # bytes of 16 keys' 32 dimensions
 
 key_bytes, value_bytes = helper(layout.int8_key_bytes), helper(layout.int8_value_bytes)
 
 
 def products() -> Products:
-    return Products(_load_rows, _score, _softmax, _weigh)
+    return Products(_load_rows, _score_keys(), _softmax, _weigh_values())
 
 
 @helper
 def _load_rows(args: int, seq: int, head: int, tile: int, rows: int, room: int) -> None:
-    head_dim = arg(args, HEAD_DIM)
+    head_dim, factor = arg(args, HEAD_DIM), score_factor(args)
     for row in range(rows):
-        q = row_address(args, arg(args, Q), seq, head, tile * ROWS + row)
+        q, out = row_address(args, arg(args, Q), seq, head, tile * ROWS + row), room + QUERY_BYTES * row
+        greatest = splat_int(0)  # compared as integers, where NaN is greater than all: it must reach the scale
+        for i in range(0, head_dim, TILE):
+            greatest = max_ints(greatest, as_ints(absolute(load_part(q + 4 * i, min(TILE, head_dim - i), 0.0))))
+        largest = bits_to_float(max_int_lanes(greatest))
+        inverse = _QUERY_LARGEST / largest if largest > 0.0 else 0.0
         for i in range(0, head_dim, BLOCK):
-            low_half = load_part(q + 4 * i, min(TILE, head_dim - i), 0.0)
-            high_half = load_part(q + 4 * (i + TILE), min(TILE, head_dim - i - TILE), 0.0)
-            _split_queries(low_half, high_half, room + QUERY_BYTES * row + i // BLOCK * _QUERY_GROUP)
+            group, rest = out + i // BLOCK * _QUERY_GROUP, head_dim - i
+            first = _split_query(load_part(q + 4 * i, min(TILE, rest), 0.0), inverse, group)
+            second = _split_query(load_part(q + 4 * (i + TILE), min(TILE, rest - TILE), 0.0), inverse, group + TILE)
+            store_i32(group + _QUERY_START, -sum_int_lanes(first + second))
+        store_f32(out + _QUERY_SCALE, largest / _QUERY_LARGEST * factor)
 
 
 @helper
-def _split(x: Any, inverse: float, high_at: int, low_at: int) -> tuple[Any, Any]:
-    """16 floats times `inverse`, up to 16256 -> high and low bytes, stored; returned as integers."""
+def _split_query(x: Any, inverse: float, out: int) -> Any:
+    """16 floats times `inverse` -> high and low bytes, stored, and the integers that they are."""
     whole = nearest(x * splat(inverse))
     high = shift_right(whole + splat_int(64), 7)
-    low = whole - shift_left(high, 7)
-    store_bytes(high_at, pack_bytes(high))
-    store_bytes(low_at, pack_bytes(low))
-    return high, low
+    store_bytes(out, pack_bytes(high))
+    store_bytes(out + BLOCK, pack_bytes(whole - shift_left(high, 7)))
+    return whole
 
 
-@helper
-def _finish_group(out: int, highs: Any, lows: Any, largest: float) -> None:
-    store_i32(out + _STARTS, -128 * sum_int_lanes(highs))
-    store_i32(out + _STARTS + 4, -128 * sum_int_lanes(lows))
-    store_f32(out + _SCALE, largest / _LARGEST)
-
-
-@helper
-def _inverse(largest: float) -> float:
-    return _LARGEST / largest if largest > 0.0 else 0.0
-
-
-@helper
-def _split_queries(first: Any, second: Any, out: int) -> None:
-    """32 floats -> a group."""
-    # compared as integers, where NaN is greater than all: it must reach the scale
-    largest = bits_to_float(max_int_lanes(max_ints(as_ints(absolute(first)), as_ints(absolute(second)))))
-    high, low = _split(first, _inverse(largest), out, out + BLOCK)
-    more_high, more_low = _split(second, _inverse(largest), out + TILE, out + BLOCK + TILE)
-    _finish_group(out + 2 * BLOCK, high + more_high, low + more_low, largest)
+@op(I, F)
+def split_quads(b: Builder, x: Value) -> Value:
+    """Floats whose bits end in 16-bit numbers -> for each 4 of them the low bytes, the high bytes, and 8 others."""
+    quad = [0, 4, 8, 12, 1, 5, 9, 13, *[2] * 8]
+    lanes = ir.Constant(ir.VectorType(emit.i32, 64), [16 * n + byte for n in range(4) for byte in quad])
+    numbers = b.bitcast(x, BYTES)
+    return b.bitcast(b.shuffle_vector(numbers, numbers, lanes), emit.INTS)
 
 
 def _broadcast(b: Builder, address: Value, kind: Any = emit.i32) -> Value:
@@ -131,72 +132,77 @@ def _bytes_at(b: Builder, address: Value) -> Value:
     return b.bitcast(_broadcast(b, address), BYTES)
 
 
-def _join(b: Builder, high: Value, low: Value) -> Value:
-    """128 * high + low, as floats"""
-    return b.sitofp(b.add(b.shl(high, emit.int_vector(7)), low), FLOATS)
+def _join(b: Builder, high: Value, low: Value, bits: int) -> Value:
+    """2**bits * high + low, as floats"""
+    return b.sitofp(b.add(b.shl(high, emit.int_vector(bits)), low), FLOATS)
 
 
-def _starts(b: Builder, group: Value, numbers: int) -> list[Value]:
-    """What a group's high and low dots begin with."""
-    return [_broadcast(b, b.add(group, const(2 * numbers + _STARTS + 4 * part))) for part in range(2)]
+def _at_once(rows: int) -> int:
+    """Key sub-blocks, or vectors of values' dimensions, whose dots share the loads of the other side: some 16 sums hide
+    the latency of a dot, and fit into registers."""
+    return min(4, max(1, 8 // rows)) if emit.many_registers() else 1
 
 
-def _scale(b: Builder, group: Value, numbers: int) -> Value:
-    return _broadcast(b, b.add(group, const(2 * numbers + _SCALE)), emit.f32)
-
-
-def _scores_tile(rows: int) -> Any:
-    """-> intrinsic (table of addresses, pieces, groups of 32 dimensions, where their scales are, queries, out)"""
+def _scores_tile(rows: int, pieces: int) -> Any:
+    """-> intrinsic (table of addresses, groups of 32 dimensions, where their scales are, queries, out, unused)"""
 
     @op(void, i64, i64, i64, i64, i64, i64)
-    def tile(b: Builder, table: Value, pieces: Value, groups: Value, scales: Value, queries: Value, out: Value) -> None:
-        with emit.for_range(b, pieces) as piece:
-            keys = emit.load(b, emit.offset(b, table, 8, piece), emit.i64)
-            totals = [emit.variable(b, emit.float_vector(0.0)) for _ in range(rows)]
-            with emit.for_range(b, groups) as group:
-                scale = emit.load_halves(b, emit.offset(b, b.add(keys, scales), 2 * TILE, group))
-                k, q = emit.offset(b, keys, _KEY_GROUP, group), emit.offset(b, queries, _QUERY_GROUP, group)
-                mine = [b.add(q, const(QUERY_BYTES * row)) for row in range(rows)]
-                dots = [_starts(b, x, BLOCK) for x in mine]
-                for quad in range(QUADS):
-                    vector = emit.load(b, b.add(k, const(VECTOR_BYTES * quad)), BYTES)
-                    for x, dot in zip(mine, dots, strict=True):
-                        for part in range(2):
-                            other = _bytes_at(b, b.add(x, const(BLOCK * part + 4 * quad)))
-                            dot[part] = emit.dot_bytes(b, dot[part], vector, other)
-                for x, dot, total in zip(mine, dots, totals, strict=True):
-                    factor = b.fmul(scale, _scale(b, x, BLOCK))
-                    b.store(emit.fma(b, _join(b, *dot), factor, b.load(total)), total)
-            for row, total in enumerate(totals):
-                emit.store(b, emit.offset(b, out, 4 * TILE, piece, 4 * KEYS * row), b.load(total))
+    def tile(b: Builder, table: Value, groups: Value, scales: Value, queries: Value, out: Value, _: Value) -> None:
+        keys = [emit.load(b, b.add(table, const(8 * piece)), emit.i64) for piece in range(pieces)]
+        totals = [[emit.variable(b, emit.float_vector(0.0)) for _ in keys] for _ in range(rows)]
+        with emit.for_range(b, groups) as group:
+            k = [emit.offset(b, key, _KEY_GROUP, group) for key in keys]
+            q = [emit.offset(b, queries, _QUERY_GROUP, group, QUERY_BYTES * row) for row in range(rows)]
+            starts = [_broadcast(b, b.add(x, const(_QUERY_START))) for x in q]
+            dots = [[[start, emit.int_vector(0)] for _ in keys] for start in starts]
+            for quad in range(QUADS):
+                vectors = [emit.load(b, b.add(address, const(VECTOR_BYTES * quad)), BYTES) for address in k]
+                for x, mine in zip(q, dots, strict=True):
+                    for part in range(2):
+                        other = _bytes_at(b, b.add(x, const(BLOCK * part + 4 * quad)))
+                        for vector, parts in zip(vectors, mine, strict=True):
+                            parts[part] = emit.dot_bytes(b, parts[part], vector, other)
+            factors = [emit.load_halves(b, emit.offset(b, b.add(key, scales), 2 * TILE, group)) for key in keys]
+            for mine, sums in zip(dots, totals, strict=True):
+                for parts, factor, total in zip(mine, factors, sums, strict=True):
+                    b.store(emit.fma(b, _join(b, parts[0], parts[1], 7), factor, b.load(total)), total)
+        for row, sums in enumerate(totals):
+            scale = _broadcast(b, b.add(queries, const(QUERY_BYTES * row + _QUERY_SCALE)), emit.f32)
+            for piece, total in enumerate(sums):
+                at = b.add(out, const(4 * (TILE * piece + KEYS * row)))
+                emit.store(b, at, b.fmul(b.load(total), scale))
 
     return tile
 
 
-def _values_tile(rows: int) -> Any:
+def _values_tile(rows: int, vectors: int) -> Any:
     """-> intrinsic (table of addresses, pieces, offset of 16 dimensions, weights, out, out stride in floats)"""
 
     @op(void, i64, i64, i64, i64, i64, i64)
     def tile(b: Builder, table: Value, pieces: Value, at: Value, weights: Value, out: Value, stride: Value) -> None:
-        mine = [b.add(weights, const(_WEIGHT_ROW * row)) for row in range(rows)]
-        dots = [[emit.variable(b, start) for start in _starts(b, x, KEYS)] for x in mine]
+        zero = emit.int_vector(0)
+        dots = [[[emit.variable(b, zero) for _ in range(2)] for _ in range(vectors)] for _ in range(rows)]
         with emit.for_range(b, pieces) as piece:
             values = b.add(emit.load(b, emit.offset(b, table, 8, piece), emit.i64), at)
-            first = b.mul(piece, const(TILE))
+            quads = emit.offset(b, weights, 4 * TILE, piece)
             for quad in range(TILE // 4):
-                vector = emit.load(b, b.add(values, const(VECTOR_BYTES * quad)), BYTES)
-                for x, dot in zip(mine, dots, strict=True):
+                loaded = [
+                    emit.load(b, b.add(values, const(TILE * TILE * vector + VECTOR_BYTES * quad)), BYTES)
+                    for vector in range(vectors)
+                ]
+                for row, mine in enumerate(dots):
                     for part in range(2):
-                        other = _bytes_at(b, b.add(b.add(x, first), const(KEYS * part + 4 * quad)))
-                        b.store(emit.dot_bytes(b, b.load(dot[part]), vector, other), dot[part])
-        for row, (x, dot) in enumerate(zip(mine, dots, strict=True)):
-            total = b.fmul(_join(b, *(b.load(part) for part in dot)), _scale(b, x, KEYS))
-            emit.store(b, emit.offset(b, out, 4, b.mul(stride, const(row))), total)
+                        weight = _bytes_at(b, b.add(quads, const(_WEIGHT_ROW * row + _WEIGHT_QUAD * quad + 4 * part)))
+                        for vector, parts in zip(loaded, mine, strict=True):
+                            b.store(emit.dot_bytes(b, b.load(parts[part]), weight, vector), parts[part])
+        for row, mine in enumerate(dots):
+            scale = _broadcast(b, b.add(weights, const(_WEIGHT_ROW * row + _WEIGHT_SCALE)), emit.f32)
+            for vector, (low, high) in enumerate(mine):
+                target = emit.offset(b, out, 4, b.mul(stride, const(row)), 4 * TILE * vector)
+                # the integer is at most 65535 * 127 * 256 keys, less than 2**31
+                emit.store(b, target, b.fmul(_join(b, b.load(high), b.load(low), 8), scale))
 
     return tile
-
-
-_multiply_keys, _multiply_values = any_rows(_scores_tile), any_rows(_values_tile)
 
 
 @helper
@@ -206,45 +212,84 @@ def _fetch(address: int, size: int) -> None:
         prefetch(address + i)
 
 
-@helper
-def _score(args: int, rows: int, keys: int, queries: int, scores: int, table: int) -> None:
-    head_dim, width = arg(args, HEAD_DIM), head_width(args)
-    groups = (head_dim + BLOCK - 1) // BLOCK
-    address, size, value_size = table + 8 * KEYS // TILE, key_bytes(head_dim), value_bytes(width)
-    ahead = 2 * arg(args, KV_HEADS)  # sub-blocks of one head; often neighbours in a table are neighbours in memory
-    for n in range(keys // TILE):
-        number = load_i64(table + 8 * n)
-        store_i64(address, arg(args, KEYS_AT) + number * size)
-        _fetch(arg(args, KEYS_AT) + (number + ahead) * size, size)
-        _fetch(arg(args, VALUES_AT) + number * value_size, value_size)
-        _multiply_keys(rows, address, 1, groups, _KEY_GROUP * groups, queries, scores + 4 * TILE * n)
+def _score_keys() -> Any:
+    most = _at_once(1)
+    multiply, multiply_one = (
+        any_rows(lambda rows: _scores_tile(rows, _at_once(rows))),
+        any_rows(lambda rows: _scores_tile(rows, 1)),
+    )
+
+    @helper
+    def score(args: int, rows: int, keys: int, queries: int, scores: int, table: int) -> None:
+        head_dim, pieces = arg(args, HEAD_DIM), keys // TILE
+        groups, at_once = (head_dim + BLOCK - 1) // BLOCK, min(most, max(1, 8 // rows))
+        addresses, size, value_size = table + 8 * KEYS // TILE, key_bytes(head_dim), value_bytes(head_width(args))
+        ahead = 4  # sub-blocks; often neighbours in a table are neighbours in memory
+        for n in range(pieces):
+            number = load_i64(table + 8 * n)
+            store_i64(addresses + 8 * n, arg(args, KEYS_AT) + number * size)
+        whole = pieces // at_once * at_once
+        for n in range(pieces):
+            number = load_i64(table + 8 * n)
+            _fetch(arg(args, KEYS_AT) + (number + ahead) * size, size)
+            _fetch(arg(args, VALUES_AT) + number * value_size, value_size)
+            if n >= whole:
+                multiply_one(rows, addresses + 8 * n, groups, _KEY_GROUP * groups, queries, scores + 4 * TILE * n, 0)
+            elif n % at_once == 0:
+                multiply(rows, addresses + 8 * n, groups, _KEY_GROUP * groups, queries, scores + 4 * TILE * n, 0)
+
+    return score
 
 
 @helper
-def _softmax(args: int, row: int, keys: int, valid: int, scores: int, top: float, weights: int, table: int) -> float:
-    total, width, largest = zeros(), head_width(args), splat_int(0)
+def _softmax(
+    args: int, rows: int, keys: int, scores: int, maxima: int, totals: int, weights: int, spare: int, table: int
+) -> None:  # fmt: skip
+    width, lowest = head_width(args), splat(LOWEST_POWER)
     scales = arg(args, VALUES_AT) + TILE * width
     for i in range(0, keys, TILE):
-        p = exp(load(scores + 4 * i) - splat(top)) if top != MINUS_INFINITY else zeros()
-        total = total + p
-        scale = load_halves(scales + load_i64(table + 8 * (i // TILE)) * value_bytes(width))
-        weight = where_less_ints(lane_numbers(), splat_int(valid - i), p * scale, zeros())
-        store(scores + 4 * i, weight)
-        largest = max_ints(largest, as_ints(weight))
-    greatest = bits_to_float(max_int_lanes(largest))  # NaN is greater than all
-    out, inverse = weights + _WEIGHT_ROW * row, _inverse(greatest)
-    highs, lows = splat_int(0), splat_int(0)
-    for i in range(0, keys, TILE):
-        high, low = _split(load(scores + 4 * i), inverse, out + i, out + KEYS + i)
-        highs, lows = highs + high, lows + low
-    _finish_group(out + 2 * KEYS, highs, lows, greatest)
-    return sum_lanes(total)
+        store(spare + 4 * i, load_halves(scales + load_i64(table + i // 2) * value_bytes(width)))
+    for row in range(rows):
+        mine = scores + 4 * KEYS * row
+        top, total, largest = finite(load_f32(maxima + 4 * row)), zeros(), splat_int(0)
+        for i in range(0, keys, TILE):
+            x = load(mine + 4 * i) - splat(top)
+            p = exp2(x)
+            total = total + p
+            # the scale of a key that may not be seen can be anything
+            weight = where_less(x, lowest, zeros(), p * load(spare + 4 * i))
+            store(mine + 4 * i, weight)
+            largest = max_ints(largest, as_ints(weight))
+        store_f32(totals + 4 * row, sum_lanes(total))
+        _split_weights(mine, keys, bits_to_float(max_int_lanes(largest)), weights + _WEIGHT_ROW * row)
 
 
 @helper
-def _weigh(args: int, rows: int, valid: int, weights: int, slot: int, spare: int, table: int) -> None:
-    pieces, width = (valid + TILE - 1) // TILE, head_width(args)
-    for n in range(pieces):
-        store_i64(table + 8 * n, arg(args, VALUES_AT) + load_i64(table + 8 * n) * value_bytes(width))
-    for i in range(0, width, TILE):
-        _multiply_values(rows, table, pieces, TILE * i, weights, slot + 4 * i, width)
+def _split_weights(x: int, keys: int, greatest: float, out: int) -> None:
+    """A row of weights, the greatest of which (or NaN) is known -> bytes."""
+    inverse = splat(_WEIGHT_LARGEST / greatest if greatest > 0.0 else 0.0)
+    for i in range(0, keys, TILE):
+        store_ints(out + 4 * i, split_quads(fma(load(x + 4 * i), inverse, splat(_ROUNDING))))
+    store_f32(out + _WEIGHT_SCALE, greatest / _WEIGHT_LARGEST)
+
+
+def _weigh_values() -> Any:
+    most = _at_once(1)
+    multiply, multiply_one = (
+        any_rows(lambda rows: _values_tile(rows, _at_once(rows))),
+        any_rows(lambda rows: _values_tile(rows, 1)),
+    )
+
+    @helper
+    def weigh(args: int, rows: int, valid: int, weights: int, slot: int, spare: int, table: int) -> None:
+        pieces, width = (valid + TILE - 1) // TILE, head_width(args)
+        for n in range(pieces):
+            store_i64(table + 8 * n, arg(args, VALUES_AT) + load_i64(table + 8 * n) * value_bytes(width))
+        step = TILE * min(most, max(1, 8 // rows))
+        whole = width // step * step
+        for i in range(0, whole, step):
+            multiply(rows, table, pieces, TILE * i, weights, slot + 4 * i, width)
+        for i in range(whole, width, TILE):
+            multiply_one(rows, table, pieces, TILE * i, weights, slot + 4 * i, width)
+
+    return weigh

@@ -1,6 +1,8 @@
 """Attention of one row tile over one partition of keys, and how results are merged; see `attention`.
 
 Results live in slots: float32 weighted sums of values [8, width], maxima [8], totals [8].
+
+Scores are powers of 2: what the queries are multiplied by has the factor that makes e**x of them.
 """
 
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any
 from vllm_nb.kernels.cpu import layout
 from vllm_nb.kernels.cpu.formats import TILE
 from vllm_nb.kernels.cpu.native.activation import soft_cap
-from vllm_nb.kernels.cpu.native.functions import exp
+from vllm_nb.kernels.cpu.native.functions import LOG2_E, exp2
 from vllm_nb.kernels.cpu.native.kernel import arg, helper
 from vllm_nb.kernels.cpu.native.simd import (
     bits_to_float,
@@ -38,8 +40,8 @@ MINUS_INFINITY = float("-inf")
 # the arguments of the kernel, by place
 (
     Q, OUT, KEYS_AT, VALUES_AT, STARTS, LENGTHS, TABLES, TABLE_STRIDE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, SCALE,
-    WINDOW, SOFTCAP, SLOTS, NUM_SLOTS,
-) = range(17)  # fmt: skip
+    WINDOW, SOFTCAP, SLOTS, NUM_SLOTS, SUB_BLOCKS,
+) = range(18)  # fmt: skip
 
 
 @helper
@@ -113,7 +115,7 @@ def merge_row(total: int, part: int, row: int, width: int) -> None:
     if new == MINUS_INFINITY:
         return
     top = max(old, new) if old == old else old  # NaN stays
-    other = exp(splat(min(old, new)) - splat(top))  # the factor of the one that is not the top; that of the top is 1
+    other = exp2(splat(min(old, new)) - splat(top))  # the factor of the one that is not the top; that of the top is 1
     keep, take = (splat(1.0), other) if old >= new else (other, splat(1.0))
     store_f32(total + maxima, top)
     joined = fma(splat(load_f32(total + totals)), keep, splat(load_f32(part + totals)) * take)
@@ -142,32 +144,44 @@ def write_row(args: int, slot: int, seq: int, head: int, tile: int, row: int, wi
 
 
 @helper
-def _mask_scores(args: int, scores: int, keys: int, key: int, seen: int, end: int) -> float:
-    """Scale and cap a row's scores; those of keys before `seen` or from `end` on become -inf. Returns the greatest."""
-    scale, cap = splat(bits_to_float(arg(args, SCALE))), bits_to_float(arg(args, SOFTCAP))
-    lowest = splat(MINUS_INFINITY)
+def score_factor(args: int) -> float:
+    """What queries are multiplied by: the scale, and what makes a power of 2 of a power of e."""
+    return bits_to_float(arg(args, SCALE)) * LOG2_E
+
+
+@helper
+def finite(top: float) -> float:
+    """What is subtracted from scores: their maximum, unless none may be seen and all are -inf."""
+    return top if top != MINUS_INFINITY else 0.0
+
+
+@helper
+def _bound_scores(args: int, scores: int, keys: int, key: int, seen: int, end: int) -> float:
+    """Cap a row's scores; those of keys before `seen` or from `end` on become -inf. Returns the greatest."""
+    cap, lowest = bits_to_float(arg(args, SOFTCAP)) * LOG2_E, splat(MINUS_INFINITY)
+    if cap != 0.0:
+        for i in range(0, keys, TILE):
+            store(scores + 4 * i, soft_cap(load(scores + 4 * i), splat(cap)))
+    if key < seen or key + keys > end:
+        for i in range(0, keys, TILE):
+            numbers = lane_numbers() + splat_int(key + i)
+            x = where_less_ints(numbers, splat_int(end), load(scores + 4 * i), lowest)
+            store(scores + 4 * i, where_less_ints(numbers, splat_int(seen), lowest, x))
     greatest = lowest
     for i in range(0, keys, TILE):
-        x = load(scores + 4 * i) * scale
-        if cap != 0.0:
-            x = soft_cap(x, splat(cap))
-        if key + i < seen or key + i + TILE > end:
-            numbers = lane_numbers() + splat_int(key + i)
-            x = where_less_ints(numbers, splat_int(end), x, lowest)
-            x = where_less_ints(numbers, splat_int(seen), lowest, x)
-        store(scores + 4 * i, x)
-        greatest = maximum(greatest, x)
+        greatest = maximum(greatest, load(scores + 4 * i))
     return max_lanes(greatest)
 
 
 @dataclass(frozen=True)
 class Products:
     """A cache's part in attention, as helpers. In the table of a partition stand its sub-blocks, one in 16 keys, by
-    number (sub-block and head).
+    number (head and sub-block).
 
-    load_rows(args, seq, head, tile, rows, room): queries as `score` reads them, QUERY_BYTES a row
+    load_rows(args, seq, head, tile, rows, room): queries times `score_factor`, as `score` reads them, QUERY_BYTES a row
     score(args, rows, keys, queries, scores, table): q times keys, float32 [rows, KEYS]
-    softmax(args, row, keys, valid, scores, top, weights, table) -> sum of exp(score - top), which become weights
+    softmax(args, rows, keys, scores, maxima, totals, weights, spare, table): 2**(score - maximum), which become
+        weights, and their sums
     weigh(args, rows, valid, weights, slot, spare, table): weights times values, float32 [rows, width]; may spoil the
         table. Only the first `valid` keys have values: what lies behind may be anything, even NaN.
     """
@@ -206,18 +220,18 @@ def any_rows(make: Callable[[int], Any]) -> Any:
 
 @helper
 def private_bytes(width: int) -> int:
-    """Of `room`: queries, scores, weights, one sub-block of values, and a table."""
-    return QUERY_BYTES * ROWS + 8 * ROWS * KEYS + 4 * TILE * width + 16 * KEYS // TILE
+    """Of `room`: queries, scores, weights, a sub-block of values or something for each key, and a table."""
+    return QUERY_BYTES * ROWS + ROWS * (8 * KEYS + 64) + 4 * max(TILE * width, KEYS) + 16 * KEYS // TILE
 
 
 @helper
 def _fill_table(args: int, seq: int, head: int, key: int, keys: int, table: int) -> None:
-    """The number of each sub-block of a head's keys, counted over sub-blocks and heads."""
+    """The number of each sub-block of a head's keys, counted over heads and sub-blocks."""
     per_block, blocks = arg(args, BLOCK_SIZE) // TILE, arg(args, TABLES) + 4 * arg(args, TABLE_STRIDE) * seq
     block, inside = key // TILE // per_block, key // TILE % per_block
     for n in range(keys // TILE):
         sub_block = load_i32(blocks + 4 * block) * per_block + inside
-        store_i64(table + 8 * n, sub_block * arg(args, KV_HEADS) + head)
+        store_i64(table + 8 * n, head * arg(args, SUB_BLOCKS) + sub_block)
         inside += 1
         if inside == per_block:
             block, inside = block + 1, 0
@@ -233,8 +247,8 @@ def attend(products: Products) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         scores = room + QUERY_BYTES * ROWS
         weights = scores + 4 * ROWS * KEYS
-        spare = weights + 4 * ROWS * KEYS
-        table = spare + 4 * TILE * width
+        spare = weights + ROWS * (4 * KEYS + 64)
+        table = spare + 4 * max(TILE * width, KEYS)
         _, count, position = queries(args, seq)
         group, key = group_size(args), partition * KEYS
         end = position + (tile * ROWS + rows - 1) // group + 1  # keys that the last row may see
@@ -242,13 +256,12 @@ def attend(products: Products) -> Callable[..., None]:
         valid = min(keys, position + count - key)  # of these keys, those that are in the cache
         _fill_table(args, seq, head, key, keys, table)
         score(args, rows, keys, room, scores, table)
+        maxima, totals = maxima_of(slot, width), totals_of(slot, width)
         for row in range(rows):
             query = position + (tile * ROWS + row) // group
-            mine = scores + 4 * KEYS * row
-            top = _mask_scores(args, mine, keys, key, first_key(args, query), query + 1)
-            store_f32(maxima_of(slot, width) + 4 * row, top)
-            total = softmax(args, row, keys, valid, mine, top, weights, table)
-            store_f32(totals_of(slot, width) + 4 * row, total)
+            mine, seen = scores + 4 * KEYS * row, first_key(args, query)
+            store_f32(maxima + 4 * row, _bound_scores(args, mine, keys, key, seen, query + 1))
+        softmax(args, rows, keys, scores, maxima, totals, weights, spare, table)
         weigh(args, rows, valid, weights, slot, spare, table)
 
     return attend_partition

@@ -57,6 +57,11 @@ def multiplies_pairs() -> bool:
     return _isa.pairs
 
 
+def many_registers() -> bool:
+    """Whether there are 32 registers of 16 lanes; else there are 8 or fewer, two or more to a vector."""
+    return _isa.dot8 == "vnni512"
+
+
 def const(value: int) -> Value:
     return ir.Constant(i64, value)
 

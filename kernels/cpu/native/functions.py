@@ -4,6 +4,7 @@ from vllm_nb.kernels.cpu.native.kernel import helper
 from vllm_nb.kernels.cpu.native.simd import (
     Floats,
     as_floats,
+    as_ints,
     fma,
     maximum,
     minimum,
@@ -16,9 +17,11 @@ from vllm_nb.kernels.cpu.native.simd import (
     zeros,
 )
 
-_LOG2_E = 1.44269504088896341
+LOG2_E = 1.44269504088896341
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _UNDERFLOW, _OVERFLOW = -87.3, 88.3
+LOWEST_POWER = -100.0  # 2**x is 0 below: times a float16, it is still no denormal number, which would take long
+_ROUNDING = 12582912.0  # 1.5 * 2**23: added to a float, it leaves the nearest integer in the low bits
 
 
 @helper
@@ -29,7 +32,7 @@ def exp(x: Floats) -> Floats:
     """
     # the constant first: a NaN in the second place survives
     y = minimum(splat(_OVERFLOW), maximum(splat(_UNDERFLOW), x))
-    power = nearest(y * splat(_LOG2_E))
+    power = nearest(y * splat(LOG2_E))
     whole = to_floats(power)
     r = fma(whole, splat(-_LN2_HIGH), y)
     r = fma(whole, splat(-_LN2_LOW), r)
@@ -42,6 +45,25 @@ def exp(x: Floats) -> Floats:
     p = fma(p, r * r, r) + splat(1.0)
     two_to_power = as_floats(shift_left(power + splat_int(127), 23))
     return where_less(x, splat(_UNDERFLOW), zeros(), p * two_to_power)
+
+
+@helper
+def exp2(x: Floats) -> Floats:
+    """2**x for x <= 0, relative error below 3e-7; exactly 0 below -100.
+
+    Polynomial: least greatest relative error on [-1/2, 1/2], with 1 at 0.
+    """
+    y = maximum(splat(LOWEST_POWER), x)
+    shifted = y + splat(_ROUNDING)
+    r = y - (shifted - splat(_ROUNDING))
+    p = splat(1.3264727089e-3)
+    p = fma(p, r, splat(9.6715128620e-3))
+    p = fma(p, r, splat(5.5507337456e-2))
+    p = fma(p, r, splat(2.4022242082e-1))
+    p = fma(p, r, splat(6.9314697760e-1))
+    p = fma(p, r, splat(1.0))
+    two_to_power = as_floats(shift_left(as_ints(shifted), 23) + splat_int(127 << 23))
+    return where_less(x, splat(LOWEST_POWER), zeros(), p * two_to_power)
 
 
 @helper

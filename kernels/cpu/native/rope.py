@@ -1,7 +1,7 @@
 """rope_and_cache_<kind>: QK-norm, rotary embedding, and the keys and values written to their slots (layout: kv.py).
 
 Arguments: row kind, qkv, positions, slots, cos_sin, rotary_dim, keys, values, q out, heads, kv heads, head_dim,
-block_size, q_norm or 0, k_norm or 0, eps as bits.
+sub-blocks of a head, q_norm or 0, k_norm or 0, eps as bits.
 """
 
 from typing import Any
@@ -137,7 +137,7 @@ def _write_int8(row: int, room: int, base: int, number: int, token: int, head_di
         out = base + value_bytes(width) * number
         inverse = _store_scale(row, width // TILE, out + TILE * width + 2 * token)
         for i in range(0, width, TILE):
-            store_bytes(room, pack_bytes(_to_bytes(row + 4 * i, inverse) + splat_int(128)))
+            store_bytes(room, pack_bytes(_to_bytes(row + 4 * i, inverse)))
             for lane in range(TILE):
                 store_i8(out + TILE * i + token // 4 * 64 + 4 * lane + token % 4, load_i8(room + lane))
 
@@ -152,7 +152,7 @@ def _make_rope(kind: str) -> Function:
     def write_slot(args: int, row: int, room: int, slot: int, head: int, is_key: bool) -> None:
         _pad(row, arg(args, 11))
         # slots count tokens block by block, so slot // 16 counts sub-blocks
-        number = slot // TILE * arg(args, 10) + head
+        number = head * arg(args, 12) + slot // TILE
         write(row, room, arg(args, 6) if is_key else arg(args, 7), number, slot % TILE, arg(args, 11), is_key)
 
     @helper
