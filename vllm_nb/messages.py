@@ -153,6 +153,8 @@ def as_messages(messages: Any) -> list[ChatMessage]:
         messages = [ChatMessage("user", messages)]
     elif isinstance(messages, ChatMessage | Mapping):
         messages = [messages]
+    if not isinstance(messages, Iterable) or isinstance(messages, bytes):
+        raise RequestError(f"messages must be a text, a message or a list of messages, not {messages!r}")
     conversation = [ChatMessage.from_any(message) for message in messages]
     if not conversation:
         raise RequestError("messages is empty: give at least one user message")

@@ -96,12 +96,16 @@ class Lab:
         yield
         file.unlink()
 
-    def open(self, page: Page, cells: list[str]) -> "Notebook":
-        """A new notebook with these code cells, alone in the window, its kernel ready."""
+    def open(self, page: Page, cells: list[str], *, classic: bool = False) -> "Notebook":
+        """A new notebook with these code cells, alone in the window, its kernel ready. classic: in Notebook 7."""
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
         name = f"{secrets.token_hex(4)}.ipynb"
         nbformat.write(notebook, self.folder / name)
+        if classic:
+            page.goto(f"{self.url}notebooks/{name}?token={self.token}")
+            expect(page.locator(".jp-NotebookKernelStatus")).to_have_class(re.compile("-info|-fade"))
+            return Notebook(page)
         page.goto(f"{self.url}lab/workspaces/{name.removesuffix('.ipynb')}/tree/{name}?token={self.token}")
         expect(page.locator("#jp-main-statusbar")).to_contain_text("(ipykernel) | Idle")
         return Notebook(page)

@@ -64,6 +64,20 @@ def test_in_notebook_7(lab, executed: Path, browser: Browser, tmp_path: Path) ->
         page.screenshot(path=tmp_path / "notebook.png", full_page=True)
 
 
+def test_the_chat_in_notebook_7(lab, browser: Browser) -> None:
+    """What is clicked is in Python, what Python does is on the page, also where Jupyter is Notebook 7."""
+    cells = ["import vllm_nb\ntalk = vllm_nb.chat(temperature=0, max_tokens=6)\ntalk", "talk.conversation.last.text"]
+    with browser.new_context() as context:
+        notebook = lab.open(context.new_page(), cells, classic=True)
+        chat = notebook.run(0).locator(".vn-chat")
+        chat.get_by_label("Message the model").fill("Name the capital of France.")
+        chat.get_by_label("Message the model").press("Control+Enter")
+        expect(chat.locator(".vn-facts").last).to_contain_text("tok/s")
+        answer = chat.locator(".vn-text").last.inner_text()
+        assert "Paris" in answer
+        expect(notebook.run(1)).to_contain_text(answer)
+
+
 def test_as_a_page_of_nbconvert(lab, executed: Path, page: Page, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", tmp_path, executed]
     subprocess.run(command, check=True, capture_output=True)

@@ -1,5 +1,6 @@
 """The client against a real engine process: answers, interrupts that reach the engine, errors that say what to do."""
 
+import gc
 import signal
 import socket
 import threading
@@ -31,6 +32,15 @@ def eventually(client, condition) -> dict:
         assert time.monotonic() < deadline, state
         time.sleep(0.01)
     return state
+
+
+def test_a_client_that_nobody_closes_closes_its_connections(engine):
+    client = EngineClient(engine.info.url, engine.client.token)
+    client.state()
+    http = client._http
+    del client
+    gc.collect()
+    assert http.is_closed
 
 
 def test_an_answer(client):
@@ -103,18 +113,37 @@ def interrupt_main_thread() -> None:
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
+def interrupt_when(client, condition) -> None:
+    """Interrupts the main thread once the engine's state meets the condition."""
+
+    def wait() -> None:
+        try:
+            eventually(client, condition)
+        finally:  # also where it does not come: or the test would wait for ever
+            interrupt_main_thread()
+
+    threading.Thread(target=wait).start()
+
+
 def test_an_interrupt_while_it_waits_for_a_token_ends_the_request_in_the_engine(client):
-    """All rows are taken, so nothing comes, and the interrupt meets a read that blocks."""
+    """The engine stands still, so nothing comes, and the interrupt meets a read that blocks. Also beside polars, whose
+    handler of SIGINT would have the system go on with the read."""
+    import polars  # noqa: F401
+
     with client.stream("Hello", **LONG, n=4) as busy:
         next(busy)
-        stream = client.stream("Hello", **LONG)
-        timer = threading.Timer(0.3, interrupt_main_thread)
-        with pytest.raises(KeyboardInterrupt), stream:  # noqa: PT012  # the timer decides where
-            timer.start()
-            for _ in stream:
-                continue
-        assert stream.completion.finish_reason == "abort"
-        assert eventually(client, lambda state: state["waiting"] == 0)["running"] == 4
+        eventually(client, lambda state: state["running"] == 4)
+        client.pause()
+        try:
+            stream = client.stream("Hello", **LONG)
+            with pytest.raises(KeyboardInterrupt), stream:  # noqa: PT012  # the state decides where
+                interrupt_when(client, lambda state: state["waiting"] == 1)
+                for _ in stream:
+                    continue
+            assert stream.completion.finish_reason == "abort"
+            assert eventually(client, lambda state: state["waiting"] == 0)["running"] == 4
+        finally:
+            client.resume()
 
 
 def test_an_interrupt_in_mid_answer_keeps_the_text_so_far(client):
@@ -131,8 +160,7 @@ def test_an_interrupt_in_mid_answer_keeps_the_text_so_far(client):
 
 
 def test_an_interrupt_of_chat_ends_the_request_too(client):
-    timer = threading.Timer(0.5, interrupt_main_thread)
-    timer.start()
+    interrupt_when(client, lambda state: state["running"] == 1)
     with pytest.raises(KeyboardInterrupt):
         client.chat("Hello", **LONG)
     eventually(client, lambda state: state["running"] == 0)

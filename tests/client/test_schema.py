@@ -64,9 +64,30 @@ def test_choices_and_patterns():
     assert Shape.regex(r"\d+").value("12") == "12"
 
 
-def test_what_is_no_schema():
-    with pytest.raises(TypeError, match="schema must be a type that pydantic knows or a JSON schema, not 'City'"):
-        Shape.of("City")
+class Holder:
+    socket: int
+
+
+class Held(TypedDict):
+    holder: Holder
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("City", "not the text 'City'"),
+        (5, "not 5"),
+        (Holder, f"not {Holder!r}"),
+        (Held, f"not {Held!r}: Unable to generate pydantic-core schema for {Holder!r}"),
+    ],
+)
+def test_what_is_no_schema(schema, message):
+    with pytest.raises(TypeError) as caught:
+        Shape.of(schema)
+    assert str(caught.value) == f"schema must be a type that pydantic knows or a JSON schema, {message}"
+
+
+def test_one_schema_is_enough():
     with pytest.raises(ValueError, match="schema and structured_outputs say the same"):
         Query.chat("x", {"schema": City, "structured_outputs": {"regex": "a"}})
 
@@ -79,7 +100,8 @@ def test_the_value_of_a_completion():
     answer.of(query, None)
     assert answer.value == City(name="Ulm", people=9)
     assert [value.name for value in answer.values] == ["Ulm", "Bonn"]
-    with pytest.raises(AnswerError, match="was cut off by max_tokens or the context's end before it was whole"):
+    cut_off = "the answer was cut off by max_tokens or the context's end before it was whole; its text is in .text"
+    with pytest.raises(AnswerError, match=f"^{cut_off}$"):
         Completion(choices=[Choice(0, '{"na', finish_reason="length")]).of(query, None).value  # noqa: B018
     with pytest.raises(AnswerError, match="was interrupted before it was whole"):
         Completion(choices=[Choice(0, '{"na', finish_reason="abort")]).of(query, None).value  # noqa: B018

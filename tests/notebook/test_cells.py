@@ -163,7 +163,7 @@ class TestInterrupt:
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt_when_accepted).start()
-        long_prompt = "{{ 'a long prompt takes a while to read, ' * 400 }}"
+        long_prompt = "{{ 'a long prompt takes a while to read, ' * 200 }}"
         error = run(f"%%vllm --ignore-eos\n{long_prompt}").error_in_exec
         assert isinstance(error, KeyboardInterrupt)
         wait_for(lambda: engine.state()["running"] == engine.state()["waiting"] == 0, seconds=5)

@@ -116,6 +116,17 @@ def test_settings_and_names_are_checked(timeline, paging):
         paging.save("x.gif")
 
 
+def test_a_picture_that_cannot_be_written(timeline, paging, tmp_path):
+    for save, name in ((paging.save, "x.svg"), (paging.save, "x.html"), (timeline.to_chrome_trace, "x.json")):
+        path = tmp_path / "missing" / name
+        with pytest.raises(VllmNbError) as caught:
+            save(path)
+        assert str(caught.value) == f"cannot write {path}: there is no folder {path.parent}"
+    (tmp_path / "x.svg").mkdir()
+    with pytest.raises(VllmNbError, match=r"x\.svg: Is a directory"):
+        paging.save(tmp_path / "x.svg")
+
+
 def test_a_saved_picture_is_well_formed_whatever_the_texts(paging, timeline, tmp_path):
     for step in timeline.steps:
         paging.player.seek(step)

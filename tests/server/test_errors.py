@@ -121,10 +121,12 @@ def test_a_bad_completion_is_a_400(tiny, change, message):
     ("options", "status", "code"),
     [
         ({"content": b"{"}, 400, "invalid_json"),
-        ({"content": b"\xff\xfe{}"}, 400, None),
+        ({"content": b"\xff\xfe{}"}, 400, "invalid_json"),
+        ({"content": b'{"user": "\xff"}'}, 400, "invalid_json"),
+        ({"content": b'{"seed": %s}' % (b"1" * 5000)}, 400, "invalid_json"),
         ({"content": b"[]"}, 400, "invalid_type"),
         ({"content": b""}, 400, "invalid_type"),
-        ({"content": b"[" * 100_000}, 400, None),
+        ({"content": b"[" * 100_000}, 400, "invalid_json"),
         ({"content": b'{"messages": NaN}'}, 400, "invalid_type"),
         ({"content": b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}'}, 400, "invalid_value"),
     ],
@@ -136,6 +138,30 @@ def test_a_body_that_is_no_request(tiny, options, status, code):
     error = response.json()["error"]
     assert error["message"]
     assert code is None or error["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"seed": %s}' % (b"1" * 5000), "a number in it has too many digits"),
+        (b'{"user": "\xff"}', "its text is not UTF-8"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_json_that_cannot_be_read(tiny, content, why):
+    response = post(tiny, None, json=None, content=content, headers={"Content-Type": "application/json"})
+    assert response.json()["error"]["message"] == f"the body is not JSON that can be read: {why}"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/tokenize", "/inspect/step"])
+def test_a_body_of_another_type_is_told_which_is_wanted(tiny, path, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    response = post(tiny, None, path, json=None, content=b'{"messages": []}', headers=headers)
+    assert response.status_code == 415
+    message = response.json()["error"]["message"]
+    assert message == "the body must be JSON, sent with the header Content-Type: application/json"
 
 
 def test_unknown_places_and_methods(tiny):

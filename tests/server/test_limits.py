@@ -141,14 +141,14 @@ def test_a_reader_that_takes_nothing_counts_as_gone(impatient):
         impatient.eventually_empty()  # though the connection is still open here
 
 
-def test_200_clients_that_vanish_at_random_moments(tiny):
+def test_100_clients_that_vanish_at_random_moments(tiny):
     """While queued, in the middle of a head, of a body, of an answer: all is given back, and memory stays."""
     rng = random.Random(5)
     process = psutil.Process()
-    wave(tiny, rng, 40)  # what is allocated once
+    wave(tiny, rng, 30)  # what is allocated once
     tiny.eventually_empty()
     before = process.memory_info().rss
-    wave(tiny, rng, 200)
+    wave(tiny, rng, 100)
     tiny.eventually_empty()
     assert process.memory_info().rss - before < 40 * 2**20
 

@@ -1,5 +1,7 @@
 """The tools of MCP servers in requests of every dialect: shown to the model, and executed where the client asks."""
 
+import http.client
+import json
 import sys
 
 import anthropic
@@ -171,8 +173,12 @@ def test_calls_of_the_clients_own_tools_are_left_to_it(live):
 
 def test_a_client_that_leaves_while_a_tool_runs(live):
     nap = {"type": "function", "function": {"name": "nap"}}
-    with live.openai() as client:
-        options = calling_noon() | {"tool_choice": nap}
-        with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=6.0).chat.completions.create(**options)
+    body = {"model": MODEL, "messages": ASK, "tool_choice": nap, "max_tokens": 80, "mcp": "execute"}
+    headers = {"Authorization": "Bearer test-key", "Content-Type": "application/json"}
+    client = http.client.HTTPConnection(live.url.removeprefix("http://"))
+    client.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    live.eventually(lambda state: state["requests"] == 1 and state["running"] + state["waiting"] == 1)
+    live.eventually(lambda state: state["running"] + state["waiting"] == 0)
+    assert live.state()["requests"] == 1  # it is the tool that it waits for
+    client.close()
     live.eventually_empty()

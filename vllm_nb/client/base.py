@@ -240,7 +240,7 @@ class BaseClient:
         if status == 401:
             return VllmNbError(f"engine {self.name!r} at {self.url} refuses the token: {message}")
         if status == 503 and details.get("code") == "engine_dead":
-            return EngineDeadError(f"{message}; `%vllm start` or vllm_nb.start() starts a new engine")
+            return EngineDeadError(f"{message}; `%vllm start`, vllm_nb.start() or the same command starts a new engine")
         if status in (429, 503):
             return QueueFullError(message, retry_after)
         return GenerationError(message) if status >= 500 else RequestError(message)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_nb.client.base import Query
 from vllm_nb.client.completion import Completion
+from vllm_nb.client.interrupts import heed
 from vllm_nb.errors import EngineDeadError, QueueFullError, VllmNbError
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def run_aside(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     thread = threading.Thread(target=run, name="vllm-nb-async", daemon=True)
     thread.start()
+    heed()
     try:
         value, error = results.get()
     except KeyboardInterrupt:
@@ -184,6 +186,7 @@ def iterate_aside(
 
     thread = threading.Thread(target=run, name="vllm-nb-async", daemon=True)
     thread.start()
+    heed()
     loop, task, room = ready.get()
     try:
         while True:

@@ -222,7 +222,7 @@ def _value(shape: "Shape", choice: Choice) -> Any:
         from vllm_nb.client.schema import AnswerError
 
         why = "interrupted" if choice.finish_reason == "abort" else "cut off by max_tokens or the context's end"
-        raise AnswerError(f"the answer was {why} before it was whole: its text so far is in .text")
+        raise AnswerError(f"the answer was {why} before it was whole")
     return shape.value(choice.text)
 
 

@@ -9,6 +9,7 @@ with client.stream("Hello") as stream:
 `client.aio` is the same for asyncio, `client.openai()` a client of OpenAI's own library.
 """
 
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -17,6 +18,7 @@ from vllm_nb.client.base import ABORT, SHORT, BaseClient, Query, is_ours, payloa
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.embeddings import PATH, embedding_body, vectors_of
 from vllm_nb.client.event_stream import read_events
+from vllm_nb.client.interrupts import heed
 from vllm_nb.client.stream import ChatStream
 from vllm_nb.errors import VllmNbError
 from vllm_nb.events import Batch
@@ -240,7 +242,7 @@ class EngineClient(BaseClient, Observed):
     def close(self) -> None:
         """Give up the connections; the engine stays."""
         if "_http" in self.__dict__:
-            self._http.close()
+            self._finalizer()
             del self._http
 
     def __enter__(self) -> Self:
@@ -255,7 +257,10 @@ class EngineClient(BaseClient, Observed):
     def _http(self) -> "httpx.Client":
         import httpx
 
-        return httpx.Client(**self._connection())
+        http = httpx.Client(**self._connection())
+        self._finalizer = weakref.finalize(self, http.close)  # of a client that nobody closes
+        self._finalizer.atexit = False
+        return http
 
     def send(
         self,
@@ -270,6 +275,7 @@ class EngineClient(BaseClient, Observed):
         import httpx
 
         limits: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        heed()
         try:
             return self._http.send(self._http.build_request(method, path, json=body, **limits), stream=stream)
         except (httpx.TransportError, UnicodeEncodeError) as error:

@@ -82,7 +82,7 @@ def start(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"stopped waiting; engine {connection.name!r} (pid {connection.pid}) goes on loading: the next start waits "
-            f"for it again, `%vllm stop {connection.name}` ends it"
+            f"for it again, `%vllm stop {connection.name}` or `vllm-nb stop {connection.name}` ends it"
         ) from None
     if isinstance(outcome, Reused):
         _extend_idle_timeout(outcome, idle_timeout)
@@ -113,10 +113,12 @@ def attach(name_or_url: str | None = None, *, token: str | None = None) -> Engin
 def stop(name_or_id: str | None = None, *, all: bool = False) -> list[Stopped]:
     """End an engine (None: the only one), or all of them, and wait until the processes are gone.
 
-    Raises ValueError for an unknown name, VllmNbError when a process survives even SIGKILL.
+    Raises ValueError for an unknown name or where none runs, VllmNbError when a process survives even SIGKILL.
     """
     registry = Registry(runtime_dir())
     running = registry.running()
+    if not running and not all:
+        raise ValueError("no engine is running")
     chosen = running if all else [_find(running, name_or_id)]
     return [_stop(registry, connection) for connection, _ in chosen]
 
@@ -151,7 +153,7 @@ def _free_name(spec: EngineSpec, running: Running) -> str:
 def _find(running: Running, name_or_id: str | None) -> tuple[Connection, EngineInfo]:
     names = [info.name for _, info in running]
     if not running:
-        raise ValueError("no engine is running; `%vllm start` or vllm_nb.start() starts one")
+        raise ValueError("no engine is running; `%vllm start`, vllm_nb.start() or `vllm-nb run` starts one")
     if name_or_id is None:
         if len(running) > 1:
             raise ValueError(f"several engines are running: name one of {', '.join(names)}")
@@ -194,7 +196,8 @@ def _wait(
         if left <= 0:
             message = (
                 f"engine {connection.name!r} is not ready after {timeout:g} s and goes on loading: start again to wait "
-                f"longer, or `%vllm stop {connection.name}`; log: {info.log_path}"
+                f"longer, or end it with `%vllm stop {connection.name}` or `vllm-nb stop {connection.name}`; "
+                f"log: {info.log_path}"
             )
             return TimedOut(message, info, seconds, registry.log_tail(connection.id))
         relay(health.get("progress"))

@@ -10,7 +10,15 @@ from vllm_nb.sampling import StructuredOutputs
 
 
 class AnswerError(RequestError):
-    """An answer that is not what was asked for: cut off, or of a server that does not hold to schemas."""
+    """An answer that is not what was asked for: cut off, or of a server that does not hold to schemas. It tells where
+    the text is for who has the Completion; who shows it elsewhere takes the `reason` alone."""
+
+    @property
+    def reason(self) -> str:
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.reason}; its text is in .text"
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Shape:
             return schema
         if isinstance(schema, Mapping):
             return cls(StructuredOutputs(json=schema), lambda text: _checked(schema, json.loads(text)))
+        if isinstance(schema, str):  # pydantic would take it for a type's name
+            raise TypeError(f"schema must be a type that pydantic knows or a JSON schema, not the text {schema[:60]!r}")
         from pydantic import PydanticUserError, TypeAdapter
         from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
@@ -36,7 +46,7 @@ class Shape:
             wanted = adapter.json_schema()
         except (PydanticUserError, PydanticInvalidForJsonSchema, PydanticSchemaGenerationError, NameError) as error:
             raise TypeError(
-                f"schema must be a type that pydantic knows or a JSON schema, not {schema!r}: {error}"
+                f"schema must be a type that pydantic knows or a JSON schema, not {schema!r}{_culprit(schema, error)}"
             ) from None
         return cls(StructuredOutputs(json=wanted), adapter.validate_json)
 
@@ -61,6 +71,12 @@ class Shape:
             return self.parse(text)
         except ValueError as error:  # pydantic's and json's are ones
             raise AnswerError(f"the answer is not what was asked for: {problems(error)}") from None
+
+
+def _culprit(schema: Any, error: Exception) -> str:
+    """What of a schema is wrong, where it isn't the schema itself: the first sentence that pydantic has on it."""
+    sentence = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+    return "" if repr(schema) in sentence else f": {sentence}"
 
 
 def problems(error: ValueError) -> str:

@@ -16,7 +16,7 @@ from vllm_nb.client.batch import as_completed, in_turn, iterate_aside
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.rows import Row, Rows
-from vllm_nb.client.schema import Shape
+from vllm_nb.client.schema import AnswerError, Shape
 from vllm_nb.errors import RequestError, VllmNbError
 
 
@@ -73,8 +73,8 @@ class Answer:
             return cls(completion.text, completion.text, None, tokens)
         try:
             return cls(completion.text, completion.value, None, tokens)
-        except RequestError as error:
-            return cls(completion.text, None, str(error), tokens)
+        except AnswerError as error:
+            return cls(completion.text, None, error.reason, tokens)
 
 
 @dataclass
@@ -122,9 +122,12 @@ Watch = Callable[[Progress], None]
 
 
 class Journal:
-    """Answers in a file as they come, a JSON object a line, so that they outlive the process."""
+    """Answers in a file as they come, a JSON object a line, so that they outlive the process. Raises RequestError where
+    there is no folder for it."""
 
     def __init__(self, path: Path, question: Question):
+        if not path.parent.is_dir():
+            raise RequestError(f"cannot write {path}: there is no folder {path.parent}")
         self._path, self._question = path, question
 
     def read(self) -> dict[int, Answer]:

@@ -139,7 +139,8 @@ def run_rounds(
             result = toolbox.run(call) if confirm(call) else refused
             on_result(result)
             transcript.append(result.message)
-    raise RequestError(f"the model still calls tools after {max_rounds} rounds: stopped")
+    rounds = "1 round" if max_rounds == 1 else f"{max_rounds} rounds"
+    raise RequestError(f"the model still calls tools after {rounds}: stopped")
 
 
 def _described_arguments(doc: str) -> dict[str, str]:

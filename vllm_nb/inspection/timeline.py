@@ -176,13 +176,13 @@ class Timeline:
         return open_panel(self, name, settings)
 
     def to_chrome_trace(self, path: str | Path) -> Path:
-        """Write all steps as a trace for ui.perfetto.dev and chrome://tracing."""
+        """Write all steps as a trace for ui.perfetto.dev and chrome://tracing. Raises VllmNbError where it cannot be
+        written."""
         from vllm_nb.inspection.histories import history_of
+        from vllm_nb.inspection.text_file import write_text
         from vllm_nb.inspection.trace import chrome_trace
 
-        path = Path(path).expanduser()
-        path.write_text(json.dumps(chrome_trace(history_of(self))), encoding="utf-8")
-        return path
+        return write_text(Path(path).expanduser(), json.dumps(chrome_trace(history_of(self))))
 
     def text_of(self, token_ids: list[int]) -> str:
         """Tokens for the eye, on one line: special ones by name, what cannot be printed as Python escapes it."""

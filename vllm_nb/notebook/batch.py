@@ -18,7 +18,7 @@ from vllm_nb.client.base import Query
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.rows import VALUE, Row, Rows, iterates_once, row_of
 from vllm_nb.client.schema import Shape
-from vllm_nb.client.table import Journal, Progress, Question, Results, Watch, stream
+from vllm_nb.client.table import Answer, Journal, Progress, Question, Results, Watch, stream
 from vllm_nb.errors import RequestError
 from vllm_nb.notebook.display import Frame, NotebookView, TerminalView, View
 from vllm_nb.notebook.engines import Engines
@@ -38,41 +38,41 @@ def batch(
     concurrency: int = 64,
     progress: bool = True,
     **params: Any,
-) -> Results | Iterator[Any]:
+) -> Results | Iterator[Answer]:
     """Ask about every row, all of them in flight; the results are in the rows' order.
 
     data: a pandas or polars DataFrame or Series, or a list of values or dictionaries: gives Results, whose `frame` is
-    the table with a column `into` and one of errors. An iterator gives an iterator of values, None for a row that
-    failed, in memory that does not grow. template: the prompt, with `{{ column }}`, or `{{ value }}` for a row without
-    columns; None: the value is the prompt. engine: a client; None: a running engine, or a new one of the default model.
-    schema: as EngineClient.chat takes it; each value is what it asks for. to: a file that keeps answers as they come;
-    rows that it has are not asked again. params: fields of SamplingParams and ChatOptions.
+    the table with a column `into` and one of errors. An iterator gives an iterator of Answers, each with its `value` or
+    `error`, in memory that does not grow. template: the prompt, with `{{ column }}`, or `{{ value }}` for a row without
+    columns; None: the value is the prompt. engine: a client; None: a running engine, or a new one of the
+    default model. schema: as EngineClient.chat takes it; each value is what it asks for. to: a file that keeps answers
+    as they come; rows that it has are not asked again. params: fields of SamplingParams and ChatOptions.
 
     An interrupt, or an engine that goes away, raises BatchStopped, whose `results.resume()` goes on. A row that fails
-    alone has its reason in `errors`. Raises TypeError and ValueError for arguments that can't be right.
+    alone has its reason in `errors`, or its Answer has. Raises TypeError and ValueError for arguments that can't be
+    right.
     """
     question = make_question(template, system=system, schema=schema, params=params)
-    journal = None if to is None else Journal(Path(to), question)
+    journal = None if to is None else Journal(Path(to).expanduser(), question)
     if iterates_once(data):
         client = engine or default_client()
-        return _values(client, data, question, concurrency, progress, journal)
+        return _answers(client, data, question, concurrency, progress, journal)
     results = Results(Rows(data), question, into=into, journal=journal)
     with watching(progress) as watch:
         return results.run(engine or default_client(), concurrency=concurrency, watch=watch)
 
 
-def _values(
+def _answers(
     client: EngineClient,
     data: Iterator[Any],
     question: Question,
     concurrency: int,
     progress: bool,
     journal: Journal | None,
-) -> Iterator[Any]:
+) -> Iterator[Answer]:
     rows = map(row_of, data)
     with watching(progress) as watch:
-        for answer in stream(client, rows, question, concurrency=concurrency, watch=watch, journal=journal):
-            yield answer.value
+        yield from stream(client, rows, question, concurrency=concurrency, watch=watch, journal=journal)
 
 
 def make_question(

@@ -178,15 +178,17 @@ class _Cell:
     # What is kept
 
     def _assign(self, completion: "Completion") -> None:
-        """-o: the value where one was asked for, else the completion. Raises AnswerError for a value that is none; the
+        """-o: the value where one was asked for, else the completion. Raises UsageError for a value that is none; the
         completion is kept then."""
         stored: Any = completion
         if self._options.shaped:
+            from vllm_nb.client.schema import AnswerError
+
             try:
                 stored = completion.values if len(completion.choices) > 1 else completion.value
-            except ValueError:
+            except AnswerError as error:
                 self._session.values.keep(completion)
-                raise
+                raise UsageError(f"{error.reason}; its text is in _.text") from None
         if self._options.output is not None:
             self._session.values.assign(self._options.output, stored)
 

@@ -18,6 +18,7 @@ _BUILTINS: tuple[Callable[..., Any], ...] = (
     *(abs, all, any, bool, dict, enumerate, float, int, len, list, max, min),
     *(repr, reversed, round, set, sorted, sum, tuple, zip),
 )
+_LISTED = 12  # columns in a message
 _NEVER_IN_A_PROMPT = "\ufffe"  # a noncharacter: Jinja's statements and comments can't be switched off, only moved away
 
 
@@ -44,7 +45,8 @@ def interpolate(text: str, namespace: Mapping[str, Any]) -> str:
 
 
 def template(text: str) -> Callable[[Mapping[str, Any]], str]:
-    """`interpolate` for many namespaces: what is compiled is compiled once. Raises UsageError for a syntax error."""
+    """`interpolate` for the rows of a table: what is compiled is compiled once. Raises UsageError for a syntax
+    error."""
     if not has_expression(text):
         return lambda namespace: text
     from jinja2 import TemplateSyntaxError, UndefinedError
@@ -58,7 +60,7 @@ def template(text: str) -> Callable[[Mapping[str, Any]], str]:
         try:
             return compiled.render(namespace)
         except UndefinedError as error:
-            raise UsageError(_missing_message(text, namespace, error.message or "")) from None
+            raise UsageError(_missing_message(text, namespace, error.message or "", of_row=True)) from None
         except Exception as error:  # the expression's own, or what the sandbox refuses
             raise UsageError(f"an expression in {{{{ }}}} failed: {type(error).__name__}: {error}") from None
 
@@ -132,7 +134,7 @@ def _syntax_message(text: str, line: int, message: str) -> str:
     return f'{{{{ }}}} on line {line}: {what}, in {where!r}. For two literal braces write {{{{ "{{{{" }}}}.'
 
 
-def _missing_message(text: str, namespace: Mapping[str, Any], message: str) -> str:
+def _missing_message(text: str, namespace: Mapping[str, Any], message: str, *, of_row: bool = False) -> str:
     from jinja2 import meta
 
     environment = _environment()
@@ -140,5 +142,9 @@ def _missing_message(text: str, namespace: Mapping[str, Any], message: str) -> s
     missing = sorted(used - set(namespace) - set(environment.globals))
     if not missing:  # the name is there, but not what is asked of it: an attribute or a key
         return f"{{{{ }}}}: {message}"
-    names = [name for name in namespace if not name.startswith("_")]
-    return f"{{{{ {missing[0]} }}}}: {missing[0]!r} is not defined in this notebook{did_you_mean(missing[0], names)}"
+    names, name = [name for name in namespace if not name.startswith("_")], missing[0]
+    if of_row:
+        columns = [each for each in names if each != "row"]
+        hint = did_you_mean(name, columns) or (f"; it has {', '.join(columns)}" if len(columns) <= _LISTED else "")
+        return f"{{{{ {name} }}}}: the row has no {name!r}{hint}"
+    return f"{{{{ {name} }}}}: {name!r} is not defined in this notebook{did_you_mean(name, names)}"

@@ -78,6 +78,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(503, str(error), "queue_full", retry_after=error.retry_after)
         case EngineDeadError():
             return ApiError(503, str(error), "engine_dead", retry_after=5)
+        case HTTPException(status_code=400, __cause__=Exception() as cause):  # FastAPI could not read the body
+            return ApiError(400, f"the body is not JSON that can be read: {_unreadable(cause)}", "invalid_json")
         case HTTPException():
             return ApiError(error.status_code, str(error.detail), _HTTP_CODES.get(error.status_code, "http_error"))
         case VllmNbError():
@@ -88,6 +90,14 @@ def as_api_error(error: BaseException) -> ApiError:
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
+def _unreadable(cause: BaseException) -> str:
+    if isinstance(cause, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(cause, UnicodeError):
+        return "its text is not UTF-8"
+    return "a number in it has too many digits" if isinstance(cause, ValueError) else type(cause).__name__
+
+
 def _leading_field(message: str) -> str | None:
     """SamplingParams' messages begin with the field: "top_p must be ..."."""
     match = re.match(r"([a-z_]+)(?:\[[^\]]*\])? must ", message)
@@ -95,6 +105,9 @@ def _leading_field(message: str) -> str | None:
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:
+    if error.body and isinstance(error.body, bytes):  # FastAPI parses it where its type says JSON
+        message = "the body must be JSON, sent with the header Content-Type: application/json"
+        return ApiError(415, message, "unsupported_media_type")
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":

@@ -1,22 +1,21 @@
 """All panels of an engine, or of a recording, side by side; they show the same moment, and one bar moves them."""
 
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
 
-from vllm_nb.errors import VllmNbError
 from vllm_nb.inspection.observed import Observed
 from vllm_nb.inspection.timeline import Timeline
 from vllm_nb.notebook.panels import PANELS
 from vllm_nb.notebook.panels.panel import Panel
+from vllm_nb.notebook.panels.saving import Savable
 from vllm_nb.notebook.panels.svg import Svg
 
 _GAP = 12.0
 _NARROWEST = 600  # pixels; below, the words in charts get too small to read
 
 
-class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
+class Dashboard(ipywidgets.GridBox, Savable):  # type: ignore[misc]
     """panels: by name, as `source.panel(NAME)` gives them."""
 
     def __init__(self, source: Observed | Timeline):
@@ -29,16 +28,8 @@ class Dashboard(ipywidgets.GridBox):  # type: ignore[misc]
         super().__init__(list(self.panels.values()), layout=layout)
         self.add_class("vn-dashboard")  # panel.css: the first panel's bar serves all
 
-    def save(self, path: str | Path) -> Path:
-        """Write what the panels show now, one below the other, as SVG or, for a name that ends in .html, as a page."""
-        path = Path(path).expanduser()
-        if path.suffix not in (".svg", ".html"):
-            raise VllmNbError(f"{path}: the name has to end in .svg or .html, which says what is written")
-        path.write_text(str(self.picture()) if path.suffix == ".svg" else self.html(), encoding="utf-8")
-        return path
-
     def picture(self) -> Svg:
-        """What the panels show now."""
+        """What the panels show now, one below the other."""
         pictures = [panel.picture() for panel in self.panels.values()]
         whole = Svg(
             max(picture.width for picture in pictures),

@@ -1,6 +1,5 @@
 """A picture in a page: its state in traits, drawn by an ES module, and as static SVG for where there is no kernel."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
@@ -8,11 +7,12 @@ import traitlets
 
 from vllm_nb.errors import VllmNbError
 from vllm_nb.notebook.panels.bundle import bundle, style
+from vllm_nb.notebook.panels.saving import Savable
 from vllm_nb.notebook.panels.svg import Svg
 from vllm_nb.notebook.subshells import react_while_cells_run
 
 
-class Picture(anywidget.AnyWidget):
+class Picture(anywidget.AnyWidget, Savable):
     """A subclass says which module draws it, and how it is drawn without one (`draw`, `numbers`).
 
     state: what the module in static/ draws, plain data, complete. transport: of a panel with a player, else empty.
@@ -65,14 +65,6 @@ class Picture(anywidget.AnyWidget):
     def picture(self) -> Svg:
         """What the panel shows now."""
         return self.draw(self.now())
-
-    def save(self, path: str | Path) -> Path:
-        """Write what the panel shows now as SVG, or, for a name that ends in .html, as a page with its numbers."""
-        path = Path(path).expanduser()
-        if path.suffix not in (".svg", ".html"):
-            raise VllmNbError(f"{path}: the name has to end in .svg or .html, which says what is written")
-        path.write_text(str(self.picture()) if path.suffix == ".svg" else self.html(), encoding="utf-8")
-        return path
 
     def html(self) -> str:
         """What the panel shows now, for a page without widgets."""
