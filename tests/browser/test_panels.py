@@ -70,7 +70,7 @@ def notebook(lab, page: Page):
     return notebook
 
 
-def test_every_panel(notebook, page: Page) -> None:
+def test_every_panel(notebook, lab, page: Page) -> None:
     first = {name: panel_in(notebook.output(place), name) for name, place in CELLS.items()}
 
     notebook.start(ASK)  # it runs for longer than this takes, on any machine
@@ -128,7 +128,7 @@ def test_every_panel(notebook, page: Page) -> None:
         panel.scroll_into_view_if_needed()
         expect(panel.locator(".vn-status")).to_have_text(re.compile(r"step \d+ · of"))
 
-    notebook.restart_kernel()
+    lab.restart_kernel(page)
     for panel in first.values():
         expect(panel.locator(".vn-status")).to_have_text(RESTARTED)
     notebook.start(0)

@@ -47,6 +47,9 @@ function show(title, build, model, el) {
   const stopWatching = watchVisible(box, seen);
   const sayWhetherAlive = async () => bar.setKernel(await isAlive(model));
   model.on("comm_live_update", sayWhetherAlive);
+  const begins = (_, status) => status === "starting" && sayWhetherAlive(); // JupyterLab does not ask who restarted it
+  const kernel = model.widget_manager.kernel; // undefined in other front ends
+  kernel?.statusChanged?.connect(begins);
   draw();
 
   return () => {
@@ -54,6 +57,7 @@ function show(title, build, model, el) {
     update.end?.();
     model.off("change:state change:transport", redraw);
     model.off("comm_live_update", sayWhetherAlive);
+    kernel?.statusChanged?.disconnect(begins);
     seen(false);
   };
 }
@@ -80,8 +84,10 @@ function watchVisible(element, callback) {
 
 /** Whether the kernel still knows the model: after a restart it does not. */
 async function isAlive(model) {
+  const [manager, id] = [model.widget_manager, model.get("panel_id")];
   try {
-    return (await model.widget_manager.get_model(model.get("panel_id"))).comm_live !== false;
+    if ((await manager.get_model(id)).comm_live === false) return false;
+    return !manager._get_comm_info || id in (await manager._get_comm_info());
   } catch {
     return false;
   }
