@@ -1,10 +1,12 @@
 """Colours: readable on their pages, and told apart by people with each of the common colour-blindnesses."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 
+from vllm_nb.notebook.panels.bundle import STATIC
 from vllm_nb.notebook.panels.palette import COLOURS, SERIES, theme_css
 
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
@@ -63,3 +65,16 @@ def test_css_has_every_colour_for_both_pages() -> None:
     for role, (light, dark) in COLOURS.items():
         assert css.count(f"--vn-{role}: {light};") >= 1
         assert css.count(f"--vn-{role}: {dark};") >= 2
+
+
+def test_no_panel_styles_what_another_one_shows() -> None:
+    """All styles of a page are in force together: what two panels share stands in panel.css and transport.css."""
+    owners: dict[str, set[str]] = {}
+    for file in STATIC.glob("*.css"):
+        for selector in re.findall(r"[^{}]+(?=\{)", file.read_text()):
+            names = [selector.strip()]
+            if file.name not in ("panel.css", "transport.css"):
+                names += re.findall(r"\.vn-[\w-]+", selector)[-1:]
+            for name in names:
+                owners.setdefault(name, set()).add(file.name)
+    assert {name: files for name, files in owners.items() if len(files) > 1} == {}

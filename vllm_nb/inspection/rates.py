@@ -20,7 +20,8 @@ def rates(history: History, step: int, *, seconds: float, bins: int, read_rate: 
     "prefill", "decode": tokens a second in each bin; "running", "waiting", "used" (share of the KV blocks): at its end,
     None before anything was known; "bound": tokens a second that the decoding steps of the bin could have made if they
     had only read weights and keys at `read_rate` bytes a second, None where nothing decoded or the rate is unknown;
-    "bandwidth": the share of that rate that decoding steps reached, over all bins.
+    "bandwidth": the share of that rate that decoding steps reached, over all bins; "seconds": how much is shown, 0
+    before the first step.
     """
     last = history.index_of(step)
     times, took = history.columns["time"], history.columns["seconds"]
@@ -30,7 +31,7 @@ def rates(history: History, step: int, *, seconds: float, bins: int, read_rate: 
     bins = max(LEAST_BINS, min(bins, len(_within(history, last, end - length)) // STEPS_A_BIN))
     result = _binned(history, last, end - length, length / bins, bins)
     result |= _bounds(history, last, end - length, length / bins, bins, read_rate)
-    return result | {"seconds": length, "steps": last, "latencies": latencies(history, step)}
+    return result | {"seconds": length if last else 0.0, "steps": last, "latencies": latencies(history, step)}
 
 
 def _binned(history: History, last: int, start: float, width: float, bins: int) -> dict[str, Any]:

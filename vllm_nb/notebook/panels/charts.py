@@ -36,6 +36,9 @@ def line_chart(
     for line in lines:
         for points in _pieces(line.values, left, right, bottom, top, ticks[-1]):
             picture.polyline(points, line.role, dash=line.dash)
+    if not seconds:
+        picture.text((left + right) / 2, (top + bottom) / 2, "no step yet", fill="muted", size=10, anchor="middle")
+        return
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
         label = "now" if share == 1 else f"−{number((1 - share) * seconds)} s"
         picture.text(left + share * (right - left), bottom + 14, label, fill="muted", size=10, anchor=anchor)
@@ -102,7 +105,7 @@ def within(
 def _legend(picture: Svg, right: float, y: float, lines: Sequence[Line]) -> None:
     for line in reversed(lines):
         picture.text(right, y, line.name, size=11, anchor="end")
-        right -= len(line.name) * 5.8 + 6
+        right -= len(line.name) * 6.5 + 6
         picture.line(right - 18, y - 4, right, y - 4, line.role, width=2, dash=line.dash)
         right -= 32
 

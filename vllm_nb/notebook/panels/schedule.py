@@ -25,6 +25,7 @@ REASONS = {
     "new": "came during the step",
 }
 _WIDTH, _LABELS, _LANE = 760.0, 128.0, 15.0
+_LEAST = 2.0  # height of a bar that stands for few tokens of many
 
 
 class SchedulePanel(Panel):
@@ -154,7 +155,7 @@ def _draw_budget(picture: Svg, grid: _Columns, state: dict[str, Any], y: float) 
         budget = state["budget"][i] / most * high
         picture.rect(x + 0.5, at - budget, grid.width - 1, budget, "surface", stroke="grid")
         for kind in ("decode", "prefill"):
-            tall = state[kind][i] / most * high
+            tall = max(state[kind][i] / most * high, _LEAST) if state[kind][i] else 0.0
             at -= tall
             hint = f"step {step}: {state[kind][i]} tokens of {kind}, budget {state['budget'][i]}"
             picture.rect(x + 0.5, at, grid.width - 1, tall, ROLES[kind], hint=hint)

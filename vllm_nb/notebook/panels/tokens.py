@@ -159,13 +159,15 @@ def _state_of(seq: SequenceView) -> str:
 
 
 def draw(state: dict[str, Any]) -> Svg:
-    """The text, each token on a ground the darker the less likely it was, underlined where another was likelier."""
+    """The text, each token on a ground the stronger the less likely it was, underlined where another was likelier."""
     lines = _lines(state["tokens"])
     below = 52 + _LINE * max(len(lines), 1)
     told = f"{len(state['tokens'])} tokens of sequence {state['selected']}" if state["tokens"] else "no tokens yet"
     picture = Svg(_WIDTH, below + 20 + 16 * len(state["nodes"]), "Tokens", told)
     picture.text(12, 22, "Tokens", size=14, bold=True)
-    picture.text(84, 22, "darker: less likely; underlined: not the likeliest", size=11, fill="muted")
+    picture.text(
+        84, 22, "the stronger the colour, the less likely; underlined: another was likelier", size=11, fill="muted"
+    )
     if not state["tokens"]:
         picture.text(12, 52, "No request has asked for logprobs yet: %%vllm --logprobs 5.", fill="muted")
     for row, line in enumerate(lines):

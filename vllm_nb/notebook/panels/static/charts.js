@@ -48,7 +48,8 @@ export function lineChart(picture, size, title, lines, seconds) {
       parts.push(svg("polyline", { points, class: `vn-line vn-${line.role}`, "stroke-dasharray": line.dash }));
     }
   }
-  for (const [share, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
+  if (!seconds) parts.push(svg("text", { x: (box.left + box.right) / 2, y: (box.top + box.bottom) / 2, class: "vn-tick", "text-anchor": "middle" }, "no step yet"));
+  for (const [share, anchor] of seconds ? [[0, "start"], [0.5, "middle"], [1, "end"]] : []) {
     const label = share === 1 ? "now" : `−${shortNumber((1 - share) * seconds)} s`;
     const x = box.left + share * (box.right - box.left);
     parts.push(svg("text", { x, y: box.bottom + 14, class: "vn-tick", "text-anchor": anchor }, label));
@@ -60,12 +61,19 @@ function legend(right, lines) {
   const parts = [];
   for (const line of [...lines].reverse()) {
     parts.push(svg("text", { x: right, y: 11, class: "vn-key", "text-anchor": "end" }, line.name));
-    right -= line.name.length * 5.8 + 6;
+    right -= widthOf(line.name) + 6;
     const ends = { x1: right - 18, x2: right, y1: 7, y2: 7 };
     parts.push(svg("line", { ...ends, class: `vn-line vn-${line.role}`, "stroke-dasharray": line.dash }));
     right -= 32;
   }
   return parts;
+}
+
+/** Of a word in a legend; fonts differ. */
+function widthOf(words) {
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = '11px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'; // panel.css
+  return pen.measureText(words).width;
 }
 
 /** Bars of a histogram: {x, y, width, height, label}, the fullest as high as the box. */

@@ -124,8 +124,8 @@ function kvView(box, model) {
 }
 
 function legendParts() {
-  const kinds = [["vn-in-use", "in use, colour by request"], ["vn-shared", "shared prefix"], ["vn-cached", "free, still cached"], ["vn-fresh", "just written"]];
-  return kinds.map(([kind, words]) => html("span", {}, html("i", { class: `vn-key ${kind}` }), words));
+  const kinds = [["used", "in use, colour by request"], ["shared", "shared prefix"], ["cached", "free, still cached"], ["written", "just written"]];
+  return kinds.map(([kind, words]) => html("span", {}, html("i", { class: `vn-cell vn-cell-${kind}` }), words));
 }
 
 export default panel("KV cache", kvView);

@@ -67,12 +67,13 @@ export function fromSlider(position, most) {
 /** Builds the view inside `box`; call what it returns with each new state. */
 export function memoryView(box, model) {
   const title = html("div", { class: "vn-head" });
+  const scale = html("div", { class: "vn-muted" }, SCALE);
   const shown = html("div", { class: "vn-bars" });
   const table = html("div");
   const controls = html("form", { class: "vn-controls", onsubmit: (event) => event.preventDefault() });
   const verdict = html("div", { class: "vn-verdict", role: "status", "aria-live": "polite" });
   const fieldset = html("fieldset", {}, html("legend", {}, "What if"), controls, verdict);
-  box.append(title, shown, fieldset, table);
+  box.append(title, scale, shown, fieldset, table);
   let state = null;
   let settings = null; // those of the sliders: the reader's, however often a new state comes
   let shownModel = null;
@@ -101,7 +102,7 @@ export function memoryView(box, model) {
     state = next;
     if (!state.plan) {
       title.textContent = state.error;
-      for (const part of [shown, fieldset, table]) part.hidden = true;
+      for (const part of [scale, shown, fieldset, table]) part.hidden = true;
       return;
     }
     title.replaceChildren(html("b", {}, `Memory of ${state.plan.model}`), html("span", { class: "vn-muted" }, `${state.plan.device.name}, ${bytes(state.plan.device.total)}`));
@@ -112,6 +113,8 @@ export function memoryView(box, model) {
     show();
   };
 }
+
+const SCALE = "Thick bars: this engine. Thin bars: the whole machine, grey what others take, black or white this engine.";
 
 /** What the engine takes, to a scale that all bars share; below, a thin bar of the whole device. */
 function oneBar(name, parts, total, longest, used) {

@@ -39,7 +39,7 @@ function pagingView(box, model) {
     model.set("sequence", choice.value === "" ? null : Number(choice.value));
     model.save_changes();
   });
-  const headline = html("strong", {});
+  const headline = html("strong", { class: "vn-headline" });
   const picture = svg("svg", { role: "listbox", tabindex: 0, "aria-label": "logical blocks" });
   const words = html("div", { class: "vn-words", "aria-live": "polite" });
   box.append(html("div", { class: "vn-head" }, headline, choice), picture, words);
@@ -116,7 +116,7 @@ function rowParts(state, row, place, chosen, choose) {
       { role: "option", "aria-selected": String(isChosen), "aria-label": pagingRowWords(row), ...events },
       svg("rect", { x: LEFT, y, width: TABLE - LEFT - 16, height: ROW - 3, class: kind }),
       svg("text", { x: LEFT + 6, y: y + 11, class: "vn-tick" }, String(logical)),
-      svg("text", { x: LEFT + 38, y: y + 11, class: "vn-mono" }, shown),
+      svg("text", { x: LEFT + 38, y: y + 11, class: "vn-mono vn-excerpt" }, shown),
       svg("text", { x: TABLE, y: y + 11 }, `${logical} → ${block}`),
     ),
   ].filter((part) => part !== null);

@@ -6,6 +6,7 @@ import { panel } from "./panel.js";
 const WIDTH = 760;
 const LABELS = 128;
 const LANE = 16;
+const LEAST = 2; // height of a bar that stands for few tokens of many
 const KINDS = { prefill: "series1", decode: "series0", cached: "series2", waiting: "series7", preempted: "alert", finished: "text" };
 const PHASES = { schedule: "series3", prepare: "series4", forward: "series7", sample: "series5", update: "series6" };
 const REASONS = {
@@ -147,11 +148,11 @@ function drawBudget(picture, state) {
   const parts = [label(0, 11, "Tokens of a step", "vn-title"), label(0, 25, `outline: budget, ≤ ${most}`, "vn-tick")];
   state.steps.forEach((step, i) => {
     const x = LABELS + i * width + 0.5;
-    const tall = (n) => (n / most) * high;
+    const tall = (n) => n && Math.max((n / most) * high, LEAST); // few of many can be seen too
     const text = `step ${step}: ${state.decode[i]} decode, ${state.prefill[i]} prefill, budget ${state.budget[i]}`;
     const outline = { x, y: high - tall(state.budget[i]), width: width - 1, height: tall(state.budget[i]), class: "vn-outline" };
     const decode = { x, y: high - tall(state.decode[i]), width: width - 1, height: tall(state.decode[i]), class: "vn-bar vn-series0" };
-    const both = tall(state.decode[i] + state.prefill[i]);
+    const both = tall(state.decode[i]) + tall(state.prefill[i]);
     const prefill = { x, y: high - both, width: width - 1, height: tall(state.prefill[i]), class: "vn-bar vn-series1" };
     parts.push(svg("g", {}, svg("title", {}, text), svg("rect", outline), svg("rect", decode), svg("rect", prefill)));
   });

@@ -44,7 +44,7 @@ export function tokensView(box, model) {
   const detail = html("div", { class: "vn-detail" });
   const tree = html("ul", { class: "vn-tree", "aria-label": "branches" });
   const problem = html("div", { class: "vn-over", role: "alert" });
-  const note = html("div", { class: "vn-muted" }, "Darker: less likely. Underlined: another token was likelier.");
+  const note = html("div", { class: "vn-muted" }, "The stronger the colour, the less likely. Underlined: another token was likelier.");
   box.append(note, text, detail, problem, html("b", {}, "Branches"), tree);
   // A panel sends its tokens apart from its state, the picture of one answer all at once.
   const store = model.get("rows") ? storeOf(model, "rows", (ask) => rowStore(model.get("rows"), ask)) : null;
