@@ -126,7 +126,7 @@ def _add_events(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once")
     parser.add_argument("--output", type=int, default=64, metavar="TOKENS", help="answer length (default 64)")
-    parser.add_argument("--repeats", type=int, default=8, metavar="N", help="pairs of each batch size (default 8)")
+    parser.add_argument("--repeats", type=int, default=30, metavar="N", help="pairs of each batch size (default 30)")
     parser.set_defaults(handler=_events)
 
 

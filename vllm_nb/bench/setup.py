@@ -13,9 +13,10 @@ TEXT = "The history of computing began long ago, when people first counted with 
 
 
 def open_engine(stack: ExitStack, args: argparse.Namespace, **settings: Any) -> Engine:
-    """The engine to measure, closed with `stack`; progress on stderr."""
+    """The engine to measure, closed with `stack`; progress on stderr. settings: fields of EngineConfig that differ."""
     stack.callback(progress.add_sink(stack.enter_context(ProgressBars())))
-    settings |= {"prefix_cache": False, "threads": args.threads, "backend": args.backend, "dtype": args.dtype}
+    asked = {"threads": args.threads, "backend": args.backend, "dtype": args.dtype}
+    settings = {"prefix_cache": False} | settings | asked
     return stack.enter_context(EngineBuilder(args.model).with_config(**settings).build())
 
 
