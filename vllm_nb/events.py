@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from vllm_nb.errors import VllmNbError
 
 VERSION = 1  # goes up when an event changes its meaning or its fields
-POLL = 0.05  # seconds between two looks at the log
+POLL = 0.1  # seconds between two looks at the log: panels draw no oftener, and a look gets in the way of the kernels
 HEARTBEAT = 0.5  # seconds after which a reader is told that nothing has happened
 
 

@@ -1,13 +1,19 @@
 """What panels send to the browser, and what they hold, while 64 requests run."""
 
+import gc
 import json
 import threading
 import time
+import types
 
 import pytest
 
+from vllm_nb import event_reader
 from vllm_nb.api import Engine
 from vllm_nb.config import EngineConfig
+from vllm_nb.engine import events as ring
+from vllm_nb.events import dump, parse
+from vllm_nb.inspection import follow, history
 from vllm_nb.inspection.timeline import FIRST_SPACING, MOST_KEYFRAMES, Timeline
 from vllm_nb.notebook.panels import PANELS
 from vllm_nb.sampling import SamplingParams
@@ -97,3 +103,66 @@ def test_a_long_life_is_kept_within_bounds(busy_engine):
     view = timeline.at(first)
     timeline.advance(view)
     assert view.books() == timeline.end.books()
+
+
+class Wire(Engine):
+    """An engine whose events reach its watchers as those of another process do: written, sent, read."""
+
+    def events(self, offset=None, *, follow=True):
+        for batch in super().events(offset, follow=follow):
+            yield parse(dump(batch))
+
+
+def held(*roots, beside):
+    """How many objects are reachable from these, but for those through `beside`, types, modules, code and threads."""
+    other = (type, types.ModuleType, types.FunctionType, types.MethodType, types.FrameType, threading.Thread)
+    seen = {id(each) for each in beside}
+    left, count = list(roots), 0
+    while left:
+        each = left.pop()
+        if id(each) in seen or isinstance(each, other):
+            continue
+        seen.add(id(each))
+        count += 1
+        left += gc.get_referents(each)
+    return count
+
+
+def test_what_watching_holds_does_not_grow(tiny_model_path, monkeypatch):
+    """Half an hour, shortened: all bounds of the chain from the engine's ring to the panels are made small and reached,
+    and what comes then leaves it as large as it was."""
+    monkeypatch.setattr(ring, "CAPACITY", 2000)
+    monkeypatch.setattr(event_reader, "MOST", 500)
+    monkeypatch.setattr(follow, "MOST_EVENTS", 4000)
+    monkeypatch.setattr(history, "MOST_STEPS", 60)
+    config = EngineConfig(max_num_seqs=32, num_kv_blocks=300, dtype="float32")
+    params = SamplingParams(max_tokens=6, logprobs=2, ignore_eos=True)
+    with Wire(tiny_model_path, config) as engine:
+        panels = [engine.panel(name) for name in PANELS]
+        pages = [Page(panel) for panel in panels]
+        timeline, player = panels[0].timeline, panels[0].player
+
+        def requests(waves):
+            """What is held after each of the last six: it swings, as much is dropped at once."""
+            sizes = []
+            for left in range(waves, 0, -1):
+                engine.generate(params, [f"Question {i} of wave {left}" for i in range(32)])
+                if left > 6:
+                    continue
+                newest = engine.view().step
+                while timeline.steps.stop <= newest:
+                    time.sleep(0.01)
+                with player.lock:
+                    player.follow()
+                    player.tick(0.1)
+                    sizes.append(held(*panels, timeline, player, beside=[engine, *pages]))
+            return max(sizes)
+
+        first = requests(26)
+        assert timeline.first > 0  # the bounds have been reached
+        assert requests(14) <= 1.03 * first
+        kept = engine._loop.ring
+        assert len(kept._events) == 2000 < kept.end - kept.start
+        assert len(timeline) <= 4000 + FIRST_SPACING
+        for panel in panels:
+            panel.close()

@@ -12,6 +12,7 @@ from vllm_nb.events import Batch
 from vllm_nb.inspection.recording import RecordingFile
 from vllm_nb.inspection.timeline import Timeline
 
+MOST_EVENTS = 500_000  # that a live timeline keeps
 _PATIENCE = 10.0  # seconds for an engine to answer, and for a thread of ours to end
 
 
@@ -86,7 +87,7 @@ class LiveTimeline(Timeline):
 
     def __init__(self, source: Source):
         self._follower = Follower(source)
-        super().__init__(self._follower.first)
+        super().__init__(self._follower.first, most_events=MOST_EVENTS)
         self.source = source
         self._follower.start(self.extend, "vllm-nb-timeline")
 

@@ -93,7 +93,7 @@ def replay(path: str | Path) -> Timeline:
     """
     batches = read_batches(path)
     try:
-        timeline = Timeline(next(batches), most_events=None)
+        timeline = Timeline(next(batches))
         for batch in batches:
             timeline.extend(batch)
     except StopIteration:

@@ -13,19 +13,19 @@ from vllm_nb.inspection.view import EngineView
 if TYPE_CHECKING:
     from vllm_nb.notebook.panels.panel import Panel
 
-MOST_EVENTS = 500_000  # that a live timeline keeps; the oldest fifth goes when there are more
 MOST_KEYFRAMES = 32  # copies of the state, to seek from
 FIRST_SPACING = 1024  # events between two of them at first; it doubles when there are too many
 
 
 class Timeline:
-    """Fed with batches, the first of which has a snapshot; may be read from other threads meanwhile.
+    """Fed with batches, the first of which has a snapshot; may be read from other threads meanwhile. Of more than
+    `most_events`, where given, the oldest fifth goes.
 
     lost: events that could not be had, because the reader was too slow or away. Raises EventFormatError when events do
     not follow on each other.
     """
 
-    def __init__(self, first: Batch, *, most_events: int | None = MOST_EVENTS):
+    def __init__(self, first: Batch, *, most_events: int | None = None):
         self.lost = 0
         self.texts: dict[int, str] = {}
         self.player: Any = None  # what its panels share, once there are any

@@ -113,6 +113,7 @@ class EngineView:
         self._fresh: list[int] = []  # blocks that the last step wrote to
         self._leading: list[int] = []  # as of the last step
         self._new: set[int] = set()  # queued since the last step
+        self._ended: set[int] = set()  # finished since then
 
     @classmethod
     def from_snapshot(cls, snapshot: dict[str, Any], offset: int = 0) -> Self:
@@ -139,8 +140,11 @@ class EngineView:
         view = EngineView.__new__(EngineView)
         view.__dict__.update(self.__dict__)
         view.counters = replace(self.counters)
-        view.sequences = {number: seq.copy() for number, seq in self.sequences.items()}
-        view._leading, view._new = self._leading.copy(), self._new.copy()
+        view.sequences = {  # what has ended for good is never changed, and there are many of those
+            number: seq if seq.status == "finished" and number not in self._ended else seq.copy()
+            for number, seq in self.sequences.items()
+        }
+        view._leading, view._new, view._ended = self._leading.copy(), self._new.copy(), self._ended.copy()
         view.running, view.waiting, view.finished = self.running.copy(), self.waiting.copy(), self.finished.copy()
         view.references, view.written, view.owner = self.references[:], self.written[:], self.owner[:]
         view.sharers = {block: holders.copy() for block, holders in self.sharers.items()}
@@ -290,6 +294,7 @@ class EngineView:
         seq.status, seq.finish_reason, seq.finished = "finished", event.reason, event.time
         self.time = event.time
         self.finished.append(event.sequence)
+        self._ended.add(event.sequence)
         if len(self.finished) > KEPT_FINISHED:
             del self.sequences[self.finished.pop(0)]
 
@@ -331,7 +336,7 @@ class EngineView:
     def _step_done(self, event: StepDone) -> None:
         self.changed.update(self._fresh)  # what was just written is so no longer
         self.step, self.time, self.last_step = event.step, event.time, event
-        self._leading, self._new = self.waiting[: event.leading], set()
+        self._leading, self._new, self._ended = self.waiting[: event.leading], set(), set()
         fresh: list[int] = []
         size, sequences = self.info.block_size, self.sequences
         for number, count in zip(event.sequences, event.num_tokens, strict=True):
