@@ -26,8 +26,9 @@ GROUP_ROWS = 8  # rows of activations side by side, and in a tile
 # A record of R rows: quads int8 [8, R, 4], scales float32 [R], sums float32 [R], starts int32 [3, R]
 RECORD_SCALES, RECORD_SUMS, RECORD_STARTS, RECORD_BYTES = 32, 36, 40, 52  # offsets and size, for each row
 
-# products of more than GROUP_ROWS rows: panels of unpacked weights, and the sums of the rows that share them
-PANEL_TILES, PANEL_ROWS = 2, 4
+GROUPED_ROWS = 16  # at most, that are multiplied with weights as they come from memory
+# products of more rows: panels of unpacked weights, and the sums of the rows that share them
+PANEL_TILES = 2
 PANEL_BLOCKS, FLOAT_PANEL_BLOCKS = 16, 4  # at most, of 32 inputs
 PANEL_BYTES = 24576  # the larger of 16 * 2 * (512 + 4 * 64) and 4 * 2 * 32 * 64
 ITEM_ROWS = 64

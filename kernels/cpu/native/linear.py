@@ -1,29 +1,30 @@
 """linear_<format>: one segment of a packed weight times quantised or floating-point activations.
 
-Threads share the tiles of 16 outputs. Few rows are multiplied with packed weights as they come from memory. For more
-rows a work item is (two tiles, some rows); blocks are unpacked into a panel a part at a time (see `panel`), and while
-it is multiplied, the next part is fetched.
+Threads share the tiles of 16 outputs. Few rows are multiplied with packed weights as they come from memory (see `tile`,
+`groups`). For more rows a work item is (two tiles, some rows); blocks are unpacked into a panel a part at a time (see
+`panel`), and while it is multiplied, the next part is fetched.
 """
 
 from typing import Any
 
-from vllm_nb.kernels.cpu.formats import BLOCK, FLOATS, FORMATS, TILE, VECTOR_BYTES
+from vllm_nb.kernels.cpu.formats import BLOCK, FLOATS, FORMATS, TILE, VECTOR_BYTES, Format
 from vllm_nb.kernels.cpu.layout import (
     FLOAT_PANEL_BLOCKS,
     GROUP_ROWS,
+    GROUPED_ROWS,
     ITEM_ROWS,
     PANEL_BLOCKS,
     PANEL_BYTES,
-    PANEL_ROWS,
     PANEL_TILES,
     RECORD_BYTES,
 )
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native import panel as panels
-from vllm_nb.kernels.cpu.native import tile as tiles_of
+from vllm_nb.kernels.cpu.native.groups import groups_tile
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share
 from vllm_nb.kernels.cpu.native.panel import Panels
 from vllm_nb.kernels.cpu.native.simd import Floats, load, load_part, prefetch, store, store_part, zeros
+from vllm_nb.kernels.cpu.native.tile import WIDENED, block_steps, float_tile, quantised_tile
 
 # The arguments of the kernel, by place. X: what `prepare` made of the activations; BLOCKS: of 32 inputs.
 ROW_KIND, WEIGHTS, TILES, BLOCKS, X, OUT, OUT_STRIDE, OUTPUTS, BIAS = range(9)
@@ -43,8 +44,21 @@ def _store_tile(args: int, tile: int, row: int, y: Floats) -> None:
         store_part(target, y, count)
 
 
-def _few_rows(multiply: Any, block_bytes: int) -> Any:
-    """-> helper for at most GROUP_ROWS rows. multiply(args, tile's address, rows, out, out stride)"""
+def _few_rows(tile: Any, block_bytes: int, most: int) -> Any:
+    """-> helper for up to `most` rows: 4 or 8. tile(rows, group) makes the tiles"""
+    one, two, four, eight = tile(1, 1), tile(2, GROUP_ROWS), tile(4, GROUP_ROWS), tile(most, GROUP_ROWS)
+
+    @helper
+    def multiply(args: int, w: int, rows: int, out: int, stride: int) -> None:
+        x, blocks = arg(args, X), arg(args, BLOCKS)
+        if rows == 1:
+            one(w, x, blocks, out, stride, rows)
+        elif rows == 2:
+            two(w, x, blocks, out, stride, rows)
+        elif most == 4 or rows <= 4:
+            four(w, x, blocks, out, stride, rows)
+        else:
+            eight(w, x, blocks, out, stride, rows)
 
     @helper
     def few_rows(args: int, rows: int, room: int, thread: int, threads: int) -> None:
@@ -62,6 +76,29 @@ def _few_rows(multiply: Any, block_bytes: int) -> Any:
 
 
 @helper
+def _clear(sums: int, size: int) -> None:
+    for at in range(sums, sums + size, VECTOR_BYTES):
+        store(at, zeros())
+
+
+def _grouped_rows(fmt: Format) -> Any:
+    """-> helper for some groups of rows"""
+    multiply, block_bytes, sums_bytes = groups_tile(fmt), fmt.block_bytes, VECTOR_BYTES * GROUP_ROWS
+
+    @helper
+    def grouped_rows(args: int, rows: int, room: int, thread: int, threads: int) -> None:
+        blocks, groups = arg(args, BLOCKS), (rows + GROUP_ROWS - 1) // GROUP_ROWS
+        start, stop = share(arg(args, TILES), thread, threads)
+        for tile in range(start, stop):
+            _clear(room, groups * sums_bytes)
+            multiply(arg(args, WEIGHTS) + tile * blocks * block_bytes, arg(args, X), blocks, groups, room)
+            for row in range(rows):
+                _store_tile(args, tile, row, load(room + VECTOR_BYTES * row))
+
+    return grouped_rows
+
+
+@helper
 def _prefetch(first: int, second: int, lines: int, part: int, parts: int) -> None:
     """Ask for one of `parts` parts of the lines at two addresses."""
     start, stop = share(lines, part, parts)
@@ -70,15 +107,10 @@ def _prefetch(first: int, second: int, lines: int, part: int, parts: int) -> Non
         prefetch(second + VECTOR_BYTES * line)
 
 
-def _sums_bytes(of: Panels) -> int:
-    """Of PANEL_ROWS rows and PANEL_TILES tiles."""
-    return of.chains * 4 * TILE * PANEL_TILES * PANEL_ROWS
-
-
 def _part_adder(of: Panels, block_bytes: int, row_bytes: int) -> Any:
     """-> helper (args, pair of tiles, first row, last row, first block, last block, panel): adds products to the sums
     behind the panel, the last of each not included. row_bytes: of a row's activations for one block"""
-    unpack, multiply, sums_bytes = of.unpack, of.multiply, _sums_bytes(of)
+    unpack, multiply, at_a_time, sums_bytes = of.unpack, of.multiply, of.rows, of.sums_bytes
 
     @helper
     def fill_panel(args: int, pair: int, start: int, blocks: int, panel: int) -> None:
@@ -94,10 +126,10 @@ def _part_adder(of: Panels, block_bytes: int, row_bytes: int) -> Any:
         after = arg(args, WEIGHTS) + (PANEL_TILES * pair * blocks + stop) * block_bytes
         if stop == blocks:  # the next pair's first part
             after += blocks * block_bytes
-        lines, groups = (stop - start) * block_bytes // VECTOR_BYTES, (last - first + PANEL_ROWS - 1) // PANEL_ROWS
+        lines, groups = (stop - start) * block_bytes // VECTOR_BYTES, (last - first + at_a_time - 1) // at_a_time
         for group in range(groups):
             _prefetch(after, after + blocks * block_bytes, lines, group, groups)
-            row = first + PANEL_ROWS * group
+            row = first + at_a_time * group
             x = arg(args, X) + row_bytes * (row // GROUP_ROWS * GROUP_ROWS * blocks + GROUP_ROWS * start)
             multiply(panel, x + 4 * (row % GROUP_ROWS), stop - start, panel + PANEL_BYTES + sums_bytes * group)
 
@@ -106,16 +138,16 @@ def _part_adder(of: Panels, block_bytes: int, row_bytes: int) -> Any:
 
 def _sums_storer(of: Panels) -> Any:
     """-> helper (args, pair of tiles, first row, last row, sums)"""
-    chains, sums_bytes = of.chains, _sums_bytes(of)
+    at_a_time, chains, sums_bytes = of.rows, of.chains, of.sums_bytes
 
     @helper
     def store_sums(args: int, pair: int, first: int, last: int, sums: int) -> None:
         for row in range(last - first):
-            at = sums + sums_bytes * (row // PANEL_ROWS) + 4 * TILE * PANEL_TILES * (row % PANEL_ROWS)
+            at = sums + sums_bytes * (row // at_a_time) + VECTOR_BYTES * PANEL_TILES * (row % at_a_time)
             for tile in range(min(PANEL_TILES, arg(args, TILES) - PANEL_TILES * pair)):
-                y = load(at + 4 * TILE * tile)
+                y = load(at + VECTOR_BYTES * tile)
                 if chains == 2:
-                    y = y + load(at + 4 * TILE * tile + sums_bytes // 2)
+                    y = y + load(at + VECTOR_BYTES * tile + sums_bytes // 2)
                 _store_tile(args, PANEL_TILES * pair + tile, first + row, y)
 
     return store_sums
@@ -124,7 +156,7 @@ def _sums_storer(of: Panels) -> Any:
 def _many_rows(of: Panels, block_bytes: int, row_bytes: int, panel_blocks: int) -> Any:
     """-> helper for any number of rows above 1. Some rows' activations stay in a near cache while weights pass by."""
     add_part, store_sums = _part_adder(of, block_bytes, row_bytes), _sums_storer(of)
-    sums_bytes = _sums_bytes(of)
+    at_a_time, sums_bytes = of.rows, of.sums_bytes
 
     @helper
     def many_rows(args: int, rows: int, room: int, thread: int, threads: int) -> None:
@@ -135,8 +167,7 @@ def _many_rows(of: Panels, block_bytes: int, row_bytes: int, panel_blocks: int) 
         for item in range(start, stop):
             pair, first = item % pairs, item // pairs * ITEM_ROWS
             last = min(rows, first + ITEM_ROWS)
-            for at in range(0, (last - first + PANEL_ROWS - 1) // PANEL_ROWS * sums_bytes, VECTOR_BYTES):
-                store(sums + at, zeros())
+            _clear(sums, (last - first + at_a_time - 1) // at_a_time * sums_bytes)
             for part in range(parts):
                 begin, end = share(blocks, part, parts)
                 add_part(args, pair, first, last, begin, end, room)
@@ -145,32 +176,28 @@ def _many_rows(of: Panels, block_bytes: int, row_bytes: int, panel_blocks: int) 
     return many_rows
 
 
-def _make(name: str) -> Function:
-    fmt = FORMATS.get(name)
-    if fmt:
-        tile = lambda rows, group: tiles_of.quantised_tile(fmt, rows, group)  # noqa: E731
-        block_bytes, row_bytes = fmt.block_bytes, RECORD_BYTES
-        many_rows = _many_rows(panels.quantised(fmt), block_bytes, row_bytes, PANEL_BLOCKS)
-    else:
-        kind = tiles_of.WIDENED if name == "bf16" and not emit.multiplies_pairs() else name
-        tile = lambda rows, group: tiles_of.float_tile(kind, rows, group)  # noqa: E731
-        block_bytes, row_bytes = BLOCK * TILE * FLOATS[name], 4 * tiles_of.block_steps(kind)
-        many_rows = _many_rows(panels.floats(kind), block_bytes, row_bytes, FLOAT_PANEL_BLOCKS)
-    one, two, four, eight = tile(1, 1), tile(2, GROUP_ROWS), tile(4, GROUP_ROWS), tile(GROUP_ROWS, GROUP_ROWS)
+def _make_quantised(fmt: Format) -> Function:
+    few_rows = _few_rows(lambda rows, group: quantised_tile(fmt, rows, group), fmt.block_bytes, 4)
+    grouped_rows = _grouped_rows(fmt)
+    many_rows = _many_rows(panels.quantised(fmt), fmt.block_bytes, RECORD_BYTES, PANEL_BLOCKS)
 
-    @helper
-    def multiply(args: int, w: int, rows: int, out: int, stride: int) -> None:
-        x, blocks = arg(args, X), arg(args, BLOCKS)
-        if rows == 1:
-            one(w, x, blocks, out, stride, rows)
-        elif rows <= 2:
-            two(w, x, blocks, out, stride, rows)
-        elif rows <= 4:
-            four(w, x, blocks, out, stride, rows)
+    def linear(args: int, step: int, thread: int, threads: int) -> None:
+        rows, room = header(step, arg(args, ROW_KIND)), scratch(step, thread)
+        if rows <= 4:
+            few_rows(args, rows, room, thread, threads)
+        elif rows <= GROUPED_ROWS:
+            grouped_rows(args, rows, room, thread, threads)
         else:
-            eight(w, x, blocks, out, stride, rows)
+            many_rows(args, rows, room, thread, threads)
 
-    few_rows = _few_rows(multiply, block_bytes)
+    return linear
+
+
+def _make_float(name: str) -> Function:
+    kind = WIDENED if name == "bf16" and not emit.multiplies_pairs() else name
+    block_bytes, row_bytes = BLOCK * TILE * FLOATS[name], 4 * block_steps(kind)
+    few_rows = _few_rows(lambda rows, group: float_tile(kind, rows, group), block_bytes, GROUP_ROWS)
+    many_rows = _many_rows(panels.floats(kind), block_bytes, row_bytes, FLOAT_PANEL_BLOCKS)
 
     def linear(args: int, step: int, thread: int, threads: int) -> None:
         rows, room = header(step, arg(args, ROW_KIND)), scratch(step, thread)
@@ -182,5 +209,7 @@ def _make(name: str) -> Function:
     return linear
 
 
-for _name in (*FORMATS, *FLOATS):
-    KERNELS[f"linear_{_name}"] = lambda name=_name: _make(name)  # type: ignore[misc]
+for _format in FORMATS.values():
+    KERNELS[f"linear_{_format.name}"] = lambda fmt=_format: _make_quantised(fmt)  # type: ignore[misc]
+for _kind in FLOATS:
+    KERNELS[f"linear_{_kind}"] = lambda kind=_kind: _make_float(kind)  # type: ignore[misc]

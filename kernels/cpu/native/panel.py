@@ -1,44 +1,49 @@
-"""Panels: some blocks of two tiles, unpacked once and then multiplied with many rows of activations, 4 at a time.
+"""Panels: some blocks of two tiles, unpacked once and then multiplied with many rows of activations, a few at a time.
 
 A panel lies in the thread's scratch memory, in the nearest cache. Its vectors of both tiles lie side by side:
 
     of integers, block by block    8 quads of bytes, the scales float32 of each group, the minima likewise
     of floats, input by input      float32; bfloat16 pairs where the variant multiplies those
 
-Eight sums take what half the registers are, and a number of activations is fetched once for both tiles. The arithmetic
-of a sum is that of `tile`; sums wait in memory for the next panel.
+A number of activations is fetched once for both tiles. Of sixteen dots at a time none waits for the one before; they
+take half the registers, so sums stay in memory. The arithmetic of a sum is that of `tile`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from vllm_nb.kernels.cpu.formats import QUADS, TILE, VECTOR_BYTES, Format
-from vllm_nb.kernels.cpu.layout import GROUP_ROWS, PANEL_ROWS, PANEL_TILES, RECORD_BYTES
+from vllm_nb.kernels.cpu.formats import QUADS, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.layout import GROUP_ROWS, PANEL_TILES, RECORD_BYTES
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.blocks import Block, read_block
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value, const
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
-from vllm_nb.kernels.cpu.native.tile import PAIR_BYTES, Row, add_block, add_step, block_steps, read_pair
-
-_SUMS = PANEL_ROWS * PANEL_TILES
+from vllm_nb.kernels.cpu.native.tile import PAIR_BYTES, Row, add_block, add_step, block_steps, read_pair, sums_at
 
 
 @dataclass(frozen=True)
 class Panels:
     """How weights of one kind become panels.
 
-    unpack: intrinsic (packed blocks, their number, panel, tile); multiply: intrinsic (panel, records of 4 rows, blocks,
-    sums [chains, 4 rows, 2 tiles, 16]).
+    rows: multiplied at a time; chains: sums of each. unpack: intrinsic (packed blocks, their number, panel, tile);
+    multiply: intrinsic (panel, activations of `rows` rows, blocks, sums [chains, rows, 2 tiles, 16]), adds to the sums.
     """
 
+    rows: int
+    chains: int
     unpack: Any
     multiply: Any
-    chains: int
+
+    @property
+    def sums_bytes(self) -> int:
+        return self.chains * self.rows * PANEL_TILES * VECTOR_BYTES
 
 
 def quantised(fmt: Format) -> Panels:
-    factors = fmt.groups * (1 + fmt.has_min)
+    # two groups have twice the dots at a time
+    factors, rows = fmt.groups * (1 + fmt.has_min), GROUP_ROWS // fmt.groups
 
     def address(b: Builder, panel: Value, vector: int, tile: int) -> Value:
         return b.add(panel, const(VECTOR_BYTES * (PANEL_TILES * vector + tile)))
@@ -58,26 +63,26 @@ def quantised(fmt: Format) -> Panels:
 
     def unpacked(b: Builder, panel: Value, tile: int) -> Block:
         def loader(first: int, kind: Any) -> Callable[[int], Value]:
-            return lambda n: emit.load(b, address(b, panel, first + n, tile), kind)
+            # once: the compiler would read them anew after each store of a sum
+            return cache(lambda n: emit.load(b, address(b, panel, first + n, tile), kind))
 
         minimum = loader(QUADS + fmt.groups, FLOATS) if fmt.has_min else None
         return Block(loader(0, BYTES), loader(QUADS, FLOATS), minimum)
 
     @op(void, i64, i64, i64, i64)
     def multiply(b: Builder, panel: Value, x: Value, blocks: Value, sums: Value) -> None:
-        totals = _load_sums(b, sums, _SUMS)
+        totals = sums_at(b, sums, rows * PANEL_TILES)
         with emit.for_range(b, blocks) as index:
             at, record = emit.offset(b, panel, size, index), emit.offset(b, x, RECORD_BYTES * GROUP_ROWS, index)
             tiles = [unpacked(b, at, tile) for tile in range(PANEL_TILES)]
-            add_block(b, fmt, tiles, [Row(b, record, row, GROUP_ROWS) for row in range(PANEL_ROWS)], totals)
-        _store_sums(b, sums, totals)
+            add_block(b, fmt, tiles, [Row(b, record, row, GROUP_ROWS) for row in range(rows)], totals)
 
-    return Panels(unpack, multiply, chains=1)
+    return Panels(rows, 1, unpack, multiply)
 
 
 def floats(kind: str) -> Panels:
     pairs, form = block_steps(kind) // 2, INTS if kind == "bf16" else FLOATS
-    step_size = VECTOR_BYTES * PANEL_TILES
+    step_size, rows = VECTOR_BYTES * PANEL_TILES, GROUP_ROWS // 2
 
     @op(void, i64, i64, i64, i64)
     def unpack(b: Builder, w: Value, blocks: Value, panel: Value, tile: Value) -> None:
@@ -88,23 +93,16 @@ def floats(kind: str) -> Panels:
 
     @op(void, i64, i64, i64, i64)
     def multiply(b: Builder, panel: Value, x: Value, blocks: Value, sums: Value) -> None:
-        totals = _load_sums(b, sums, 2 * _SUMS)
+        places = sums_at(b, sums, 2 * rows * PANEL_TILES)
+        totals = [emit.variable(b, b.load(place)) for place in places]
         with emit.for_range(b, b.mul(blocks, const(pairs))) as index:
             for chain in range(2):
                 at = emit.offset(b, panel, 2 * step_size, index, chain * step_size)
                 weights = [emit.load(b, b.add(at, const(VECTOR_BYTES * n)), form) for n in range(PANEL_TILES)]
                 values = emit.offset(b, x, 8 * GROUP_ROWS, index, 4 * GROUP_ROWS * chain)
-                add_step(b, kind, weights, values, 4, totals[chain * _SUMS : (chain + 1) * _SUMS])
-        _store_sums(b, sums, totals)
+                half = rows * PANEL_TILES
+                add_step(b, kind, weights, values, 4, totals[chain * half : (chain + 1) * half])
+        for total, place in zip(totals, places, strict=True):
+            b.store(b.load(total), place)
 
-    return Panels(unpack, multiply, chains=2)
-
-
-def _load_sums(b: Builder, sums: Value, count: int) -> list[Value]:
-    places = [b.add(sums, const(4 * TILE * n)) for n in range(count)]
-    return [emit.variable(b, emit.load(b, place, FLOATS)) for place in places]
-
-
-def _store_sums(b: Builder, sums: Value, totals: list[Value]) -> None:
-    for number, total in enumerate(totals):
-        emit.store(b, b.add(sums, const(4 * TILE * number)), b.load(total))
+    return Panels(rows, 2, unpack, multiply)

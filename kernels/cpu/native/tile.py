@@ -17,6 +17,8 @@ so that all of a tile's addresses are one pointer and constants: with a stride a
 from collections.abc import Sequence
 from typing import Any
 
+from llvmlite import ir
+
 from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, VECTOR_BYTES, Format
 from vllm_nb.kernels.cpu.layout import RECORD_BYTES, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS
 from vllm_nb.kernels.cpu.native import emit
@@ -35,26 +37,30 @@ def broadcast(b: Builder, address: Value, kind: Any) -> Value:
 
 
 class Row:
-    """One row's share in a record of `group` rows."""
+    """One row's share in a record of `group` rows. What several tiles want is read once."""
 
     def __init__(self, b: Builder, record: Value, row: int, group: int):
         self._b, self._record, self._row, self._group = b, record, row, group
+        self._read: dict[int, Value] = {}
 
     def quad(self, number: int) -> Value:
-        return self._b.bitcast(broadcast(self._b, self._at(4 * number), emit.i32), BYTES)
+        return self._b.bitcast(self._broadcast(4 * number, emit.i32), BYTES)
 
     def scale(self) -> Value:
-        return broadcast(self._b, self._at(RECORD_SCALES), emit.f32)
+        return self._broadcast(RECORD_SCALES, emit.f32)
 
     def sum(self) -> Value:
-        return broadcast(self._b, self._at(RECORD_SUMS), emit.f32)
+        return self._broadcast(RECORD_SUMS, emit.f32)
 
     def start(self, part: int) -> Value:
         """Of the block, or of its first (1) or second (2) half."""
-        return broadcast(self._b, self._at(RECORD_STARTS + 4 * part), emit.i32)
+        return self._broadcast(RECORD_STARTS + 4 * part, emit.i32)
 
-    def _at(self, offset: int) -> Value:
-        return self._b.add(self._record, const(offset * self._group + 4 * self._row))
+    def _broadcast(self, offset: int, kind: Any) -> Value:
+        if offset not in self._read:
+            at = self._b.add(self._record, const(offset * self._group + 4 * self._row))
+            self._read[offset] = broadcast(self._b, at, kind)
+        return self._read[offset]
 
 
 def add_block(b: Builder, fmt: Format, tiles: Sequence[Block], rows: Sequence[Row], totals: Sequence[Value]) -> None:
@@ -94,6 +100,12 @@ def _add_groups(b: Builder, row: Row, tile: Block, dots: list[Value], total: Val
         for half in range(2):
             value = emit.fma(b, tile.minimum(half), b.sitofp(row.start(half + 1), FLOATS), value)
     return emit.fma(b, value, row.scale(), total)
+
+
+def sums_at(b: Builder, address: Value, count: int) -> list[Value]:
+    """`count` sums in memory, to be used like variables; the address is that of a cache line."""
+    places = [b.add(address, const(4 * emit.LANES * n)) for n in range(count)]
+    return [b.inttoptr(place, ir.PointerType(FLOATS)) for place in places]
 
 
 def prefetch_ahead(b: Builder, at: Value, size: int) -> None:
