@@ -45,16 +45,12 @@ format: $(DEV_READY) ## let ruff rewrite the sources
 bench: $(APP_READY) ## measure the default model here, three numbers to compare engines by
 	@$(BIN)/vllm-nb bench quick smollm2
 
-# On a GPU machine as it is, with its own PyTorch and Triton: only this package is installed, beside them.
-GPU_RUN = $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --upgrade --target build/gpu . \
-	&& TRITON_INTERPRET=0 PYTHONPATH=build/gpu $(PYTHON) -P
-
+# On a GPU machine as it is, with its own PyTorch, Triton and pytest: nothing is installed.
 test-gpu: ## the kernels' tests on an NVIDIA GPU, compiled instead of interpreted
-	@$(GPU_RUN) -m pytest tests/kernels/triton
+	@$(PYTHON) scripts/gpu.py test
 
 bench-gpu: ## kernels, decode steps and throughput on an NVIDIA GPU, beside their floors and PyTorch
-	@$(GPU_RUN) -m vllm_nb.cli bench gpu
-	@PYTHONPATH=build/gpu $(PYTHON) -P scripts/bench_transformers.py
+	@$(PYTHON) scripts/gpu.py bench
 
 clean: ## remove all that make put here, .venv included
 	rm -rf .venv build dist vllm_nb.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

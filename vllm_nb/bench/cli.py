@@ -7,7 +7,8 @@ from typing import Any
 
 from vllm_nb.config import BACKENDS, DTYPES
 
-GPU_PARTS = ("kernels", "steps", "throughput")
+GPU_PARTS = ("kernels", "attention", "elementwise", "products", "sampling", "steps", "throughput")
+GPU_SIZES = [(seqs, context) for seqs in (1, 4, 16, 64) for context in (1024, 4096, 8192, 32768)]
 GPU_SHAPES = ("qwen3-8b", "qwen3-0.6b", "tiny")
 
 EXAMPLES = """examples:
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   vllm-nb bench latency smollm2 --phases --batch 1 16
   vllm-nb bench throughput smollm2 --requests 64 --input 32 256 --output 16 128
   vllm-nb bench kernels smollm2 --rows 1 4 16 --context 1024
+  vllm-nb bench kernels --plot gpu.svg
   vllm-nb bench kernels --formats q4_min q6 --rows 1 16 512
   vllm-nb bench compile --only "head 128"
   vllm-nb bench serve --url http://127.0.0.1:8000 --rate 1 4 inf --slo ttft=500 tpot=60
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_overhead(benches.add_parser("overhead", help="what HTTP and streaming cost, beside the engine alone"))
     _add_notebook(benches.add_parser("notebook", help="what a notebook waits for: %%load_ext, start, reuse, a cell"))
     _add_events(benches.add_parser("events", help="what it costs when the engine's events are read"))
-    _add_kernels(benches.add_parser("kernels", help="a step on the CPU: time by kernel, and what the machine allows"))
+    _add_kernels(benches.add_parser("kernels", help="time by kernel, and what the machine allows"))
     _add_gpu(benches.add_parser("gpu", help="a GPU's kernels, steps and throughput, beside floors and PyTorch"))
     _add_compile(benches.add_parser("compile", help="the Triton kernels, compiled for GPUs that need not be there"))
 
@@ -66,8 +68,6 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    from vllm_nb.bench.serve import slo
-
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default http://127.0.0.1:8000)")
     parser.add_argument("--api-key", metavar="KEY", default=os.environ.get("VLLM_NB_API_KEY"), help="its key, if any")
     parser.add_argument("--model", metavar="NAME", help="default: the first that the server names")
@@ -81,7 +81,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="requests a second, a row each; inf",
     )
     parser.add_argument("--duration", type=_positive, metavar="SECONDS", help="for so long, instead of --requests")
-    parser.add_argument("--slo", type=slo, action=_Slos, nargs="+", help="ttft=, tpot=, e2e=MILLISECONDS, for goodput")
+    parser.add_argument("--slo", type=_slo, action=_Slos, nargs="+", help="ttft=, tpot=, e2e=MILLISECONDS, for goodput")
     parser.add_argument("--timeout", type=_positive, default=600.0, metavar="SECONDS", help="for an answer (600)")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     _add_load(parser)
@@ -101,6 +101,12 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=_count, nargs=2, default=[16, 64], metavar=("LEAST", "MOST"), help="tokens")
     parser.add_argument("--output", type=_count, nargs=2, default=[32, 96], metavar=("LEAST", "MOST"), help="tokens")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, prompts and arrivals (default 0)")
+
+
+def _slo(text: str) -> tuple[str, float]:
+    from vllm_nb.bench.serve import slo  # and with it the HTTP client's libraries
+
+    return slo(text)
 
 
 class _Slos(argparse.Action):
@@ -156,19 +162,29 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
         metavar="OUTPUTSxINPUTS",
         help="of those products (default 4096x4096 1536x576)",
     )
+    parser.add_argument("--plot", metavar="FILE", help="with neither MODEL nor --formats: draw a GPU's kernels")
     parser.set_defaults(handler=_kernels)
 
 
 def _add_gpu(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--parts", nargs="+", choices=GPU_PARTS, default=list(GPU_PARTS))
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=GPU_PARTS,
+        default=["kernels", "steps", "throughput"],
+        help="kernels: the next four",
+    )
     parser.add_argument("--shapes", choices=GPU_SHAPES, default="qwen3-8b", help="of kernels and steps")
     parser.add_argument("--throughput-shapes", choices=GPU_SHAPES, default="qwen3-0.6b")
     parser.add_argument("--requests", type=_count, default=256, metavar="N", help="of the throughput (default 256)")
     parser.add_argument(
+        "--overlap", action=argparse.BooleanOptionalAction, help="steps of the throughput (default: on a GPU)"
+    )
+    parser.add_argument(
         "--sizes",
         type=_size,
         nargs="+",
-        default=[(seqs, context) for seqs in (1, 4, 16, 64) for context in (1024, 4096, 8192, 32768)],
+        default=GPU_SIZES,
         metavar="SEQSxCONTEXT",
         help="of decode attention (default 1x1024 to 64x32768)",
     )
@@ -256,8 +272,12 @@ def _events(args: argparse.Namespace) -> int:
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    if (args.model is None) == (args.formats is None):
-        raise ValueError("vllm-nb bench kernels needs a MODEL, or --formats and no model")
+    if args.model is None and args.formats is None:
+        return _gpu_kernels(args)
+    if args.plot or (args.model and args.formats is not None):
+        raise ValueError(
+            "vllm-nb bench kernels takes a MODEL, or --formats, or neither: a GPU's kernels, which alone --plot draws"
+        )
     if args.formats is None:
         from vllm_nb.bench.kernels import run
 
@@ -266,6 +286,20 @@ def _kernels(args: argparse.Namespace) -> int:
         from vllm_nb.bench.formats import run
 
         args.rows = args.rows or [1, 4, 16, 64, 512]
+    return run(args)
+
+
+def _gpu_kernels(args: argparse.Namespace) -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "vllm-nb bench kernels needs a MODEL, or --formats and no model; without either it measures a GPU's "
+            "kernels, and PyTorch sees no GPU here"
+        )
+    from vllm_nb.bench.gpu import run
+
+    args.parts, args.shapes, args.sizes = ["kernels"], GPU_SHAPES[0], GPU_SIZES
     return run(args)
 
 

@@ -18,12 +18,14 @@ from torch.nn import functional as F
 
 from vllm_nb.bench.gpu_batches import decode_batch, prefill_batch
 from vllm_nb.bench.gpu_steps import steps, throughput
-from vllm_nb.bench.report import show
+from vllm_nb.bench.report import show, show_each
 from vllm_nb.bench.synthetic import SHAPES, Timer, timer_for
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.kernels import triton as kernels
 from vllm_nb.kernels.quant import BLOCK_SIZES, QuantTensor
 from vllm_nb.models.config import ModelConfig
+
+KERNELS = ("attention", "elementwise", "products", "sampling")
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,26 @@ class Case:
     torch: Callable[[], Any] | None = None
 
 
+Group = tuple[str, Callable[[], Iterator[Case]]]  # made one after the other, since each takes memory
+
+
 def run(args: argparse.Namespace) -> int:
     device = _device(args.shapes)
     timer = timer_for(device)
     machine = measure(device, timer)
     rates = {"copy_gb_s": round(machine.bytes_per_second / 1e9), "matmul_tflops": round(machine.flops / 1e12, 1)}
     show([{"gpu": _name(device), "torch": torch.__version__, **rates}], args.json, "this GPU, measured now")
-    if "kernels" in args.parts:
-        rows = [_row(case, machine, timer) for case in cases(SHAPES[args.shapes], device, args.sizes)]
-        show(rows, args.json, f"kernels at the shapes of {args.shapes}")
-        if args.plot:
-            plot(rows, args.plot)
-    if "steps" in args.parts:
-        show(list(steps(args.shapes, device, timer, machine.bytes_per_second)), args.json, "decode steps")
-    if "throughput" in args.parts:
+    parts = [part for name in args.parts for part in (KERNELS if name == "kernels" else (name,))]
+    groups = [group for part in KERNELS if part in parts for group in _groups(part, args, device)]
+    rows = list(show_each(_rows(groups, machine, timer), args.json, f"kernels at the shapes of {args.shapes}"))
+    if args.plot and rows:
+        plot([row for row in rows if "error" not in row], args.plot)
+    if "steps" in parts:
+        list(show_each(steps(args.shapes, device, timer, machine.bytes_per_second), args.json, "decode steps"))
+    if "throughput" in parts:
         title = f"{args.requests} requests of 100-1024 in, 100-1024 out"
-        show(list(throughput(args.throughput_shapes, device, args.requests)), args.json, title)
-    return 0
+        show(list(throughput(args.throughput_shapes, device, args.requests, args.overlap)), args.json, title)
+    return int(any("error" in row for row in rows))
 
 
 def _device(shapes: str) -> torch.device:
@@ -86,6 +91,20 @@ def measure(device: torch.device, timer: Timer) -> Machine:
     return Machine(2 * count / timer(lambda: target.copy_(source)), 2 * size**3 / timer(lambda: a @ a))
 
 
+def _rows(groups: Sequence[Group], machine: Machine, timer: Timer) -> Iterator[dict[str, Any]]:
+    """A row a case. A case that fails is a row with the error, and so is a group whose cases cannot be made: the others
+    are measured all the same."""
+    for name, make in groups:
+        try:
+            for case in make():
+                try:
+                    yield _row(case, machine, timer)
+                except Exception as error:
+                    yield {"kernel": case.kernel, "case": case.case, "error": f"{type(error).__name__}: {error}"}
+        except Exception as error:
+            yield {"kernel": name, "case": "all", "error": f"{type(error).__name__}: {error}"}
+
+
 def _row(case: Case, machine: Machine, timer: Timer) -> dict[str, Any]:
     seconds = timer(case.work)
     floor = max(case.moved / machine.bytes_per_second, case.operations / machine.flops)
@@ -101,16 +120,21 @@ def _row(case: Case, machine: Machine, timer: Timer) -> dict[str, Any]:
     }
 
 
-def cases(c: ModelConfig, device: torch.device, sizes: Sequence[tuple[int, int]]) -> Iterator[Case]:
-    """sizes: (sequences, context) of decoding."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for seqs, context in sizes:
-        yield _decode(c, device, dtype, seqs, context)
-    for tokens in (2048, 8192) if device.type == "cuda" else (32,):
-        yield _prefill(c, device, dtype, tokens)
-    yield from _elementwise(c, device, dtype)
-    yield from _products(c, device, dtype)
-    yield from _sampling(c, device)
+def _groups(part: str, args: argparse.Namespace, device: torch.device) -> Iterator[Group]:
+    """args.sizes: (sequences, context) of decoding."""
+    c, on_gpu = SHAPES[args.shapes], device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    if part == "attention":
+        for seqs, context in args.sizes:
+            yield f"decode, {seqs} x {context}", partial(_decode, c, device, dtype, seqs, context)
+        for tokens in (2048, 8192) if on_gpu else (32,):
+            yield f"prefill, {tokens}", partial(_prefill, c, device, dtype, tokens)
+    elif part == "elementwise":
+        yield part, partial(_elementwise, c, device, dtype)
+    elif part == "products":
+        yield part, partial(_products, c, device, dtype)
+    else:
+        yield part, partial(_sampling, c, device)
 
 
 def _attend(c: ModelConfig, batch: Any, device: torch.device, dtype: torch.dtype, num_blocks: int) -> Callable[[], Any]:
@@ -122,28 +146,28 @@ def _attend(c: ModelConfig, batch: Any, device: torch.device, dtype: torch.dtype
     return lambda: kernels.attention(q, kv, batch, **heads, scale=c.head_dim**-0.5, sliding_window=None, softcap=None)
 
 
-def _decode(c: ModelConfig, device: torch.device, dtype: torch.dtype, seqs: int, context: int) -> Case:
+def _decode(c: ModelConfig, device: torch.device, dtype: torch.dtype, seqs: int, context: int) -> Iterator[Case]:
     batch, num_blocks = decode_batch(seqs, context, device)
     q, k, v = (
         torch.randn(seqs, heads, length, c.head_dim, device=device, dtype=dtype)
         for heads, length in ((c.num_heads, 1), (c.num_kv_heads, context), (c.num_kv_heads, context))
     )
     moved = 2 * seqs * context * c.num_kv_heads * c.head_dim * dtype.itemsize
-    return Case(
+    yield Case(
         "attention", f"decode, {seqs} x {context}", _attend(c, batch, device, dtype, num_blocks), moved,
         4.0 * seqs * context * c.num_heads * c.head_dim,
         lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
     )  # fmt: skip
 
 
-def _prefill(c: ModelConfig, device: torch.device, dtype: torch.dtype, tokens: int) -> Case:
+def _prefill(c: ModelConfig, device: torch.device, dtype: torch.dtype, tokens: int) -> Iterator[Case]:
     batch, num_blocks = prefill_batch(tokens, device)
     q, k, v = (
         torch.randn(1, heads, tokens, c.head_dim, device=device, dtype=dtype)
         for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads)
     )
     moved = tokens * (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim * dtype.itemsize
-    return Case(
+    yield Case(
         "attention", f"prefill, {tokens}", _attend(c, batch, device, dtype, num_blocks), moved,
         2.0 * tokens * tokens * c.num_heads * c.head_dim,
         lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),

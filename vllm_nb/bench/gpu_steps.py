@@ -36,10 +36,10 @@ def steps(shapes: str, device: torch.device, timer: Timer, bytes_per_second: flo
         }
 
 
-def throughput(shapes: str, device: torch.device, requests: int) -> Iterator[dict[str, Any]]:
+def throughput(shapes: str, device: torch.device, requests: int, overlap: bool | None) -> Iterator[dict[str, Any]]:
     """The engine's step loop, greedily, all requests at once."""
     prompts, outputs = workload(shapes, requests, (100, 1024) if device.type == "cuda" else (2, 4))
-    core = _core(shapes, device, max_num_seqs=min(256, requests))
+    core = _core(shapes, device, max_num_seqs=min(256, requests), overlap=overlap)
     for prompt, count in ((prompts[0], 2), *zip(prompts, outputs, strict=True)):
         core.scheduler.add(_sequence(prompt, int(count)))
     core.step()
@@ -66,7 +66,7 @@ def rate(engine: str, tokens: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _core(shapes: str, device: torch.device, max_num_seqs: int) -> EngineCore:
+def _core(shapes: str, device: torch.device, max_num_seqs: int, overlap: bool | None = None) -> EngineCore:
     on_gpu = device.type == "cuda"
     config = EngineConfig(
         device=device.type,
@@ -76,6 +76,7 @@ def _core(shapes: str, device: torch.device, max_num_seqs: int) -> EngineCore:
         max_num_batched_tokens=8192 if on_gpu else 32,
         prefill_chunk=2048 if on_gpu else 16,
         prefix_cache=False,
+        overlap=overlap,
     )
     return build_core(SyntheticCheckpoint(shapes, device), config)
 

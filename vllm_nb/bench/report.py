@@ -1,7 +1,7 @@
 """What the benchmarks print: percentiles, and rows as a table or as JSON lines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,18 @@ def show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
         for row in rows:
             table.add_row(*(_cell(row.get(key)) for key in keys))
     Console().print(table)
+
+
+def show_each(rows: Iterable[dict[str, Any]], as_json: bool, title: str) -> Iterator[dict[str, Any]]:
+    """The rows as they come: as JSON each is printed at once, so that none is lost if a later one fails."""
+    found = []
+    for row in rows:
+        found.append(row)
+        if as_json:
+            print(json.dumps(row), flush=True)
+        yield row
+    if found and not as_json:
+        show(found, as_json, title)
 
 
 def _cell(value: Any) -> str:

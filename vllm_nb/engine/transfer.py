@@ -15,7 +15,7 @@ _ALIGNED = 16  # bytes; Triton compiles a kernel anew for an address that is no 
 
 def page_locked(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Host memory [size], not written yet, that copies to and from `device` need not wait for."""
-    return torch.empty(size, dtype=dtype, pin_memory=device.type == "cuda")
+    return torch.empty(size, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
 def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:

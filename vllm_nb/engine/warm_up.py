@@ -7,6 +7,7 @@ exact numbers, so these few batches cover all that requests can bring; a test co
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from vllm_nb.engine.batch import Batch
@@ -51,15 +52,15 @@ def profile_step(model: Any, capacity: Capacity, placement: Placement) -> int:
 
 def _batch(tokens: int, num_logits: int) -> Batch:
     """One sequence of padding: its keys are not written, and all of its blocks are block 0."""
-    positions = torch.arange(tokens, dtype=torch.int32)
-    zeros = torch.zeros(tokens, dtype=torch.int32)
+    positions = torch.from_numpy(np.arange(tokens, dtype=np.int32))
+    zeros = torch.zeros_like(positions)
     return Batch(
         token_ids=zeros,
         token_rows=zeros,
         positions=positions,
         slot_mapping=zeros - 1,
-        query_start_loc=torch.tensor([0, tokens], dtype=torch.int32),
-        seq_lens=torch.tensor([tokens], dtype=torch.int32),
+        query_start_loc=torch.from_numpy(np.array([0, tokens], np.int32)),
+        seq_lens=torch.from_numpy(np.array([tokens], np.int32)),
         block_tables=zeros[None],
         logits_indices=positions[tokens - num_logits :],
         num_tokens=tokens,

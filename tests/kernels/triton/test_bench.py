@@ -1,12 +1,17 @@
 """`vllm-nb bench gpu`, which needs a GPU to measure anything, runs to its end at the shapes "tiny"; and what the engine
 imports is what a GPU machine has."""
 
+import argparse
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from vllm_nb.bench.cli import add_arguments
+from vllm_nb.bench.gpu import Case, Machine, _rows
 from vllm_nb.cli import main
 
 ALONE = """
@@ -34,6 +39,10 @@ from vllm_nb.kernels import triton
 config = EngineConfig(device="cpu", backend="triton", dtype="float32", num_kv_blocks=8)
 core = build_core(SyntheticCheckpoint("tiny", torch.device("cpu")), config)
 print(core.info.backend)
+
+from vllm_nb.cli import main
+
+assert main(["bench", "gpu", "--parts", "sampling", "--shapes", "tiny", "--json"]) == 0
 """
 
 
@@ -69,4 +78,53 @@ def test_without_a_gpu_it_says_so(shapes, capsys):
 def test_the_engine_needs_only_what_a_gpu_machine_has():
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["triton"]
+    backend, *rows = done.stdout.splitlines()
+    assert backend == "triton"
+    assert {json.loads(row).get("kernel") for row in rows} == {None, "sample"}
+
+
+def test_a_case_that_fails_does_not_lose_the_others():
+    def cases():
+        yield Case("broken", "a", lambda: 1 / 0, 1, 0)
+        yield Case("whole", "b", lambda: 1, 1, 0)
+        raise MemoryError("no room")
+
+    rows = list(_rows([("first", cases), ("second", cases)], Machine(1e9, 1e9), lambda work: 1e-6 + 0 * work()))
+    assert [(row["kernel"], row.get("error")) for row in rows[:3]] == [
+        ("broken", "ZeroDivisionError: division by zero"),
+        ("whole", None),
+        ("first", "MemoryError: no room"),
+    ]
+    assert len(rows) == 6
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("gpu_script", Path(__file__).parents[3] / "scripts" / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_part_that_hangs_or_fails_keeps_what_it_printed(script, tmp_path):
+    says = 'print(\'{"kernel": "a", "us": 1.5, "torch_us": null}\', flush=True);'
+    parts = [
+        script.run(name, [sys.executable, "-c", f"import time; {says} {then}"], 1.5, tmp_path / "log")
+        for name, then in (("fails", "print('last words'); raise SystemExit(3)"), ("hangs", "time.sleep(60)"))
+    ]
+    assert [part["ended"] for part in parts] == ["exit status 3", "stopped after 2 s"]
+    assert [part["rows"] for part in parts] == [[{"kernel": "a", "us": 1.5, "torch_us": None}]] * 2
+    assert (tmp_path / "log").read_text().count("last words") == 1
+    table = script.markdown({"gpu": "H200"}, parts)
+    assert "### fails: exit status 3" in table
+    assert "| kernel | us | torch_us |\n|---|---|---|\n| a | 1.5 | - |" in table
+
+
+def test_the_script_runs_every_test_and_every_part(script):
+    here = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert set(script.TESTS) == here
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for arguments, _ in script.BENCHES.values():
+        if arguments[0] == "bench":
+            parser.parse_args(["gpu", *arguments[1:], *script.TINY])

@@ -1,7 +1,9 @@
 """Products with packed weights, interpreted, against the values gguf-py dequantises."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +12,41 @@ from triton import knobs
 
 from vllm_nb.kernels import reference
 from vllm_nb.kernels import triton as kernels
-from vllm_nb.kernels.planes import GGUF_PLANES
-from vllm_nb.kernels.quant import dequantize
+from vllm_nb.kernels.planes import CODEBOOK, GGUF_PLANES, take_apart
+from vllm_nb.kernels.quant import QuantTensor, dequantize
 from vllm_nb.kernels.triton.packing import Weight, quantize_rows
 from vllm_nb.kernels.triton.tiles import ProductTiles
 
 DEVICE = torch.device("cpu" if knobs.runtime.interpret else "cuda")
+
+
+def values_of(raw: QuantTensor) -> torch.Tensor:
+    """As gguf-py reads them; on a bare GPU machine, which lacks it, as their planes say."""
+    return dequantize(raw) if find_spec("gguf") else from_planes(raw)
+
+
+def from_planes(raw: QuantTensor) -> torch.Tensor:
+    """The definition in kernels.planes, in NumPy."""
+    planes, scales, minima = take_apart(raw.type, np.asarray(raw.data))
+    fmt, shift = GGUF_PLANES[raw.type], 0
+    numbers = np.zeros((*planes[0][1].shape[:2], 32), np.int64)
+    for bits, plane in planes:
+        fields = plane[:, :, None, :] >> (bits * np.arange(8 // bits, dtype=np.uint8))[:, None]
+        numbers += (fields & (2**bits - 1)).reshape(numbers.shape).astype(np.int64) << shift
+        shift += bits
+    values = np.array(CODEBOOK)[numbers] if fmt.codebook else numbers - fmt.zero
+    values = values.reshape(len(raw.data), -1, fmt.group) * scales.reshape(len(raw.data), -1, 1).astype(np.float32)
+    if minima is not None:
+        values = values + minima.reshape(len(raw.data), -1, 1).astype(np.float32)
+    return torch.from_numpy(values.reshape(raw.shape).astype(np.float32)).cpu()
+
+
+@pytest.mark.parametrize("kind", GGUF_PLANES)
+def test_what_planes_say_is_what_gguf_reads(random_blocks, kind):
+    pytest.importorskip("gguf", reason="a bare GPU machine")
+    raw = random_blocks(kind, 5, 512)
+    expected = dequantize(raw)
+    torch.testing.assert_close(from_planes(raw), expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
 
 
 def pack(*parts, dtype=torch.float32):
@@ -29,7 +60,7 @@ def test_every_gguf_type(random_blocks, kind, rows):
     x = torch.randn(rows, 512)
     weight = pack(raw)
     assert weight.shape == (37, 512)
-    expected = x.double() @ dequantize(raw).double().to(DEVICE).T
+    expected = x.double() @ values_of(raw).double().to(DEVICE).T
     error = (kernels.linear(x, weight).double() - expected).abs().max() / expected.abs().max()
     assert error < (1e-3 if kind.endswith("_K") else 1e-6)  # two-level scales are stored as float16 products
 
@@ -39,7 +70,7 @@ def test_embedding_rows(random_blocks, kind):
     raw = random_blocks(kind, 9, 256)
     ids = torch.tensor([8, 0, 3, 3], dtype=torch.int32)
     rows = kernels.embedding(ids, pack(raw), 2.0)
-    expected = dequantize(raw).to(DEVICE)[ids.long()] * 2
+    expected = values_of(raw).to(DEVICE)[ids.long()] * 2
     assert (rows - expected).abs().max() <= (1e-3 if kind.endswith("_K") else 1e-6) * expected.abs().max()
 
 
@@ -62,7 +93,7 @@ def test_parts_of_different_types_are_one_weight(random_blocks):
     weight = pack(*parts)
     assert len(weight.segments) == 2  # neighbours of one format are one product
     x = torch.randn(2, 256)
-    expected = x @ torch.cat([dequantize(part) for part in parts]).to(DEVICE).T
+    expected = x @ torch.cat([values_of(part) for part in parts]).to(DEVICE).T
     assert (kernels.linear(x, weight) - expected).abs().max() < 1e-3 * expected.abs().max()
     assert weight.nbytes == 24 * 256 * 0.625 + 3 * 256 * 0.875
 
