@@ -1,7 +1,7 @@
 """How one request is sampled. Every bound is checked here, once, and nowhere else."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -159,6 +159,8 @@ _OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None}
 
 
 def _checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    if not isinstance(stop, str | Iterable | None):
+        raise ValueError(f"stop must be a text or a list of texts, not {stop!r}")
     texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(texts) > MAX_STOP:
         raise ValueError(f"stop must hold at most {MAX_STOP} texts, not {len(texts)}")
@@ -168,8 +170,10 @@ def _checked_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return texts
 
 
-def _checked_token_ids(ids: Sequence[int]) -> tuple[int, ...]:
-    ids = tuple(ids)
+def _checked_token_ids(ids: Sequence[int] | None) -> tuple[int, ...]:
+    if not isinstance(ids, Iterable | None):
+        raise ValueError(f"stop_token_ids must be a list of token ids, not {ids!r}")
+    ids = tuple(ids or ())
     if len(ids) > MAX_LOGIT_BIAS:
         raise ValueError(f"stop_token_ids must hold at most {MAX_LOGIT_BIAS} ids, not {len(ids)}")
     for token_id in ids:
@@ -180,6 +184,8 @@ def _checked_token_ids(ids: Sequence[int]) -> tuple[int, ...]:
 def _checked_bias(bias: Mapping[int, float] | None) -> dict[int, float] | None:
     if not bias:
         return None
+    if not isinstance(bias, Mapping):
+        raise ValueError(f"logit_bias must be an object of token ids and numbers, not {bias!r}")
     if len(bias) > MAX_LOGIT_BIAS:
         raise ValueError(f"logit_bias must hold at most {MAX_LOGIT_BIAS} tokens, not {len(bias)}")
     checked = {}

@@ -78,6 +78,9 @@ def test_ps_and_stop(runtime, tiny_model_path):
         (["serve", "smollm2", "--host", "0.0.0.0"], "an API key is needed: pass --api-key"),
         (["serve", "smollm2", "--max-num-seqs", "0"], "max_num_seqs must be"),
         (["serve", "smollm2", "--port", "99999"], "port must be from 0 to 65535"),
+        (["run", "smollm2", ""], "the prompt is empty: give it as an argument or on standard input"),
+        (["run", "smollm2", "x", "--idle-timeout", "-3"], "--idle-timeout must be seconds, or 0 to keep the engine"),
+        (["run", "smollm2", "x", "--logit-bias", "[1]"], "logit_bias must be an object of token ids and numbers"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -89,6 +92,25 @@ def test_a_mistake_is_one_line_and_status_1(runtime, args, message):
     assert last.startswith("error: ")
     assert message in last
     assert all(line.endswith("...") for line in before), done.stderr  # phases of the work
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "smollm2", "x", "--temprature", "1"], "--temprature 1; did you mean --temperature?"),
+        (["bench", "latency", "smollm2", "--zzz"], "--zzz; `vllm-nb bench latency --help` shows what it takes"),
+        (["run", "smollm2", "x", "--logit-bias", "{bad"], "argument --logit-bias: this is no JSON: '{bad'"),
+        (
+            ["bench", "latency", "smollm2", "--batch", "0"],
+            "argument --batch: a whole number above 0 is needed, not '0'",
+        ),
+    ],
+)
+def test_what_a_command_does_not_take(capsys, args, message):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(args)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_sampling_mistakes(engine, tiny_model_path):

@@ -246,6 +246,7 @@ def test_a_closed_event_loop_does_not_hurt_the_engine(engine):
     ("messages", "message"),
     [
         ([], "messages is empty"),
+        (None, "messages must be a text, a message or a list of messages, not None"),
         ([{"role": "wizard", "content": "Hi"}], r"unknown role 'wizard' in a message; use one of system"),
         ([{"role": "user"}], "a message lacks content"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "unknown message part"),

@@ -113,6 +113,9 @@ def test_temperature_one_draws_from_the_model(make_core, new_sequence, tiny_mode
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"logit_bias": {5: 101}}, r"logit_bias\[5\] must be a number from -100 to 100, not 101"),
         ({"logit_bias": {"x": 1}}, "logit_bias token id"),
+        ({"logit_bias": [1]}, r"logit_bias must be an object of token ids and numbers, not \[1\]"),
+        ({"stop": 5}, "stop must be a text or a list of texts, not 5"),
+        ({"stop_token_ids": 5}, "stop_token_ids must be a list of token ids, not 5"),
     ],
 )
 def test_bad_values_name_field_value_and_range(changes, message):

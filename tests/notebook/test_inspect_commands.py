@@ -43,6 +43,9 @@ def test_recording(engine, run, tmp_path, capsys):
     run(f"%vllm use {engine.name}")
     file = tmp_path / "cells.vnb"
     assert isinstance(run("%vllm record --stop").error_in_exec, UsageError)
+    error = run(f"%vllm record {tmp_path}/missing/x.vnb").error_in_exec
+    assert type(error) is UsageError
+    assert "x.vnb cannot be written: No such file or directory" in str(error)
     assert run(f"%vllm record {file}").success
     assert isinstance(run(f"%vllm record {file}").error_in_exec, UsageError)
     assert run("%%vllm --max-tokens 3 --temperature 0\nHello").success

@@ -146,7 +146,7 @@ def nested(depth: int) -> bytes:
 
 
 DAMAGED = {
-    "empty": (b"", "is not a GGUF file"),
+    "empty": (b"", "is not a GGUF file: it is empty"),
     "another format": (b"PK\x03\x04" + bytes(100), r"is not a GGUF file: it starts with b'PK"),
     "header cut": (MAGIC + b"\x03\x00\x00\x00\x01", "cut short or damaged"),
     "big-endian": (MAGIC + struct.pack(">I", 3) + bytes(16), "big-endian GGUF; convert it"),

@@ -44,25 +44,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_quick(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="lines to print (default 3)")
+    parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="lines to print (default 3)")
     parser.set_defaults(handler=_quick)
 
 
 def _add_latency(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="requests at once")
-    parser.add_argument("--input", type=int, default=128, metavar="TOKENS", help="prompt length (default 128)")
-    parser.add_argument("--output", type=int, default=64, metavar="TOKENS", help="answer length (default 64)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each batch size (default 3)")
+    parser.add_argument("--batch", type=_count, nargs="+", default=[1, 4, 16], metavar="N", help="requests at once")
+    parser.add_argument("--input", type=_count, default=128, metavar="TOKENS", help="prompt length (default 128)")
+    parser.add_argument("--output", type=_count, default=64, metavar="TOKENS", help="answer length (default 64)")
+    parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs of each batch size (default 3)")
     parser.add_argument("--phases", action="store_true", help="what a decode step spends where")
     parser.set_defaults(handler=_latency)
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("--requests", type=int, default=64, metavar="N")
-    parser.add_argument("--input", type=int, nargs=2, default=[32, 256], metavar=("LEAST", "MOST"))
-    parser.add_argument("--output", type=int, nargs=2, default=[16, 128], metavar=("LEAST", "MOST"))
+    parser.add_argument("--requests", type=_count, default=64, metavar="N")
+    parser.add_argument("--input", type=_count, nargs=2, default=[32, 256], metavar=("LEAST", "MOST"))
+    parser.add_argument("--output", type=_count, nargs=2, default=[16, 128], metavar=("LEAST", "MOST"))
     parser.add_argument("--seed", type=int, default=0, help="of the lengths and prompts (default 0)")
     parser.set_defaults(handler=_throughput)
 
@@ -118,7 +118,7 @@ class _Slos(argparse.Action):
 
 def _add_notebook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="smollm2", metavar="MODEL")
-    parser.add_argument("--requests", type=int, default=50, metavar="N", help="cells to compare with HTTP (default 50)")
+    parser.add_argument("--requests", type=_count, default=50, metavar="N", help="cells beside HTTP (default 50)")
     parser.set_defaults(handler=_notebook)
 
 
@@ -130,9 +130,9 @@ def _notebook(args: argparse.Namespace) -> int:
 
 def _add_events(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once")
-    parser.add_argument("--output", type=int, default=64, metavar="TOKENS", help="answer length (default 64)")
-    parser.add_argument("--repeats", type=int, default=30, metavar="N", help="pairs of each batch size (default 30)")
+    parser.add_argument("--batch", type=_count, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once")
+    parser.add_argument("--output", type=_count, default=64, metavar="TOKENS", help="answer length (default 64)")
+    parser.add_argument("--repeats", type=_count, default=30, metavar="N", help="pairs of each batch size (default 30)")
     parser.set_defaults(handler=_events)
 
 

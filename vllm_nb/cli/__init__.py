@@ -20,6 +20,7 @@ from vllm_nb.cli.options import (
     add_sampling_options,
     engine_settings,
     sampling_params,
+    unrecognized,
 )
 from vllm_nb.cli.settings import add_config_option, apply
 from vllm_nb.config import EngineConfig
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The entry point. Returns the exit status; a mistake or a failure is one line on stderr and status 1."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _parser(argv).parse_args(argv)
+        parser = _parser(argv)
+        args, rest = parser.parse_known_args(argv)
+        if rest:
+            parser.error(unrecognized(parser, argv, rest))
         return args.handler(args)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
@@ -81,7 +85,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
+            description=_sentence(text),
             epilog=f"examples:\n{examples}" if examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -107,12 +111,16 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _add_addons(commands: Any, argv: Sequence[str]) -> None:
     for name, (target, text) in SUBCOMMANDS.items():
         module, _, function = target.partition(":")
         if find_spec(module) is None:
             continue
-        sub = commands.add_parser(name, help=text)
+        sub = commands.add_parser(name, help=text, description=_sentence(text))
         if argv[:1] == [name]:
             getattr(import_module(module), function)(sub)
 
@@ -241,6 +249,8 @@ def run(args: argparse.Namespace) -> int:
     from vllm_nb.client.terminal import print_answer
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: give it as an argument or on standard input")
     messages = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": prompt})
     params = sampling_params(args)
@@ -269,6 +279,8 @@ def _engine(args: argparse.Namespace) -> Any:
     from vllm_nb.client.process import start
     from vllm_nb.client.terminal import ProgressBars
 
+    if args.idle_timeout < 0:
+        raise ValueError(f"--idle-timeout must be seconds, or 0 to keep the engine for ever, not {args.idle_timeout:g}")
     with ProgressBars() as bars:
         outcome = start(
             args.model,

@@ -1,6 +1,7 @@
 """The options that several commands share, and what they come to: settings of the engine, parameters of sampling."""
 
 import argparse
+import difflib
 import json
 import typing
 from collections.abc import Sequence
@@ -24,7 +25,28 @@ class Append(argparse.Action):
         setattr(namespace, self.dest, [value] if before is self.default else [*before, value])
 
 
+def unrecognized(parser: argparse.ArgumentParser, argv: Sequence[str], rest: Sequence[str]) -> str:
+    """What to say of arguments that a command does not take."""
+    command = parser.prog
+    for word in argv:  # down to the command's own parser
+        below = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
+        if word in below:
+            parser, command = below[word], f"{command} {word}"
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    near = difflib.get_close_matches(rest[0].partition("=")[0], known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"`{command} --help` shows what it takes"
+    return f"unrecognized arguments: {' '.join(rest)}; {hint}"
+
+
 # Sampling
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"this is no JSON: {text[:60]!r} ({error})") from None
+
 
 _SAMPLING: dict[str, tuple[Any, str]] = {
     "temperature": (float, "0 is greedy"),
@@ -42,8 +64,8 @@ _SAMPLING: dict[str, tuple[Any, str]] = {
     "logprobs": (int, "log-probabilities of so many alternatives a token, in --json"),
     "prompt_logprobs": (int, "the same of the prompt"),
     "priority": (int, "lower runs earlier"),
-    "structured_outputs": (json.loads, """what the answer must look like: '{"choice": ["yes", "no"]}', regex, json"""),
-    "logit_bias": (json.loads, """added to tokens: '{"123": -5}'"""),
+    "structured_outputs": (_json, """what the answer must look like: '{"choice": ["yes", "no"]}', regex, json"""),
+    "logit_bias": (_json, """added to tokens: '{"123": -5}'"""),
 }
 
 
@@ -55,7 +77,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
-            metavar = "JSON" if kind is json.loads else None
+            metavar = "JSON" if kind is _json else None
             group.add_argument(flag(name), type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
     group.add_argument("--stop", action=Append, default=argparse.SUPPRESS, help="text that ends the answer; repeatable")
     group.add_argument(

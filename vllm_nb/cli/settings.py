@@ -119,7 +119,7 @@ def _converted(action: argparse.Action, name: str, value: Any) -> Any:
             raise ValueError
         if isinstance(value, str | int | float):
             value = str(value) if action.type is None else action.type(str(value))  # type: ignore[operator]
-    except ValueError:
+    except (ValueError, argparse.ArgumentTypeError):
         kind = "a whole number" if action.type is int else "a number" if action.type is float else "JSON or a text"
         raise VllmNbError(f"{name} must be {kind}, not {value!r}") from None
     if action.choices is not None and value not in action.choices:

@@ -240,7 +240,7 @@ def _check_table(options: argparse.Namespace) -> None:
 def _form(options: argparse.Namespace, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """What the answer is to be, and how the model thinks, as parameters of the client."""
     form: dict[str, Any] = {}
-    if options.schema or options.choice or options.regex or options.grammar:
+    if any(each is not None for each in (options.schema, options.choice, options.regex, options.grammar)):
         form["schema"] = _shape(options, namespace)
     if options.thinking:
         form["enable_thinking"] = options.thinking == "on"
@@ -252,8 +252,8 @@ def _form(options: argparse.Namespace, namespace: Mapping[str, Any]) -> dict[str
 def _shape(options: argparse.Namespace, namespace: Mapping[str, Any]) -> Any:
     from vllm_nb.client.schema import Shape
 
-    if options.schema:
+    if options.schema is not None:
         return Shape.of(schema_of(options.schema, namespace))
-    if options.choice:
+    if options.choice is not None:
         return Shape.choice(*(text.strip() for text in options.choice.split(",")))
-    return Shape.regex(options.regex) if options.regex else Shape.grammar(options.grammar)
+    return Shape.regex(options.regex) if options.regex is not None else Shape.grammar(options.grammar)

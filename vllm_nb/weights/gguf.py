@@ -131,7 +131,8 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
             if start != MAGIC:
-                raise ModelLoadError(f"{path} is not a GGUF file: it starts with {start!r}, not {MAGIC!r}.")
+                what = f"starts with {start!r}, not {MAGIC!r}" if start else "is empty"
+                raise ModelLoadError(f"{path} is not a GGUF file: it {what}.")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 
+from vllm_nb.inspection.recording import RecordingError
 from vllm_nb.notebook.commands import Action, no_arguments
 from vllm_nb.notebook.display import Table
-from vllm_nb.notebook.failures import told_to_the_user
+from vllm_nb.notebook.failures import EngineFailure, told_to_the_user
 from vllm_nb.notebook.panels import PANELS
 from vllm_nb.notebook.parser import Parser
 from vllm_nb.notebook.session import Session
@@ -51,8 +52,13 @@ def _record(session: Session, options: argparse.Namespace) -> None:
     if session.recorder is not None:
         raise UsageError(f"%vllm record: {session.recorder.path} is being recorded; %vllm record --stop ends that")
     engine = _engine(session)
-    with told_to_the_user(engine.log_path):
-        session.recorder = engine.client.record(options.file)
+    try:
+        with told_to_the_user(engine.log_path):
+            session.recorder = engine.client.record(options.file)
+    except EngineFailure as failure:
+        if isinstance(failure.__cause__, RecordingError):  # the file's fault, not the engine's
+            raise UsageError(f"%vllm record: {failure}") from None
+        raise
     print(f"recording {engine.name} to {session.recorder.path}; %vllm record --stop ends it")
 
 
