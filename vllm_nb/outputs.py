@@ -102,24 +102,15 @@ class Choice:
         return ChatMessage("assistant", text, tuple(self.tool_calls), reasoning_content=self.reasoning or None)
 
 
-@dataclass(slots=True)
-class GenerationOutput:
-    """A finished request. The single-answer accessors speak of the first choice."""
+class FirstChoice:
+    """What an answer says of the first of its choices, which mostly is the only one."""
 
-    request_id: str
+    __slots__ = ()
     choices: list[Choice]
-    usage: Usage
-    timings: Timings
-    prompt_token_ids: list[int] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] | None = None  # first entry None: nothing predicts the first token
-    error: str | None = None  # why it failed, where several were asked for at once; alone it raises instead
-
-    @property
-    def decode_output(self) -> str:
-        return self.choices[0].text
 
     @property
     def reasoning(self) -> str:
+        """What the model thought before it answered; not part of the text."""
         return self.choices[0].reasoning
 
     @property
@@ -128,6 +119,7 @@ class GenerationOutput:
 
     @property
     def message(self) -> ChatMessage:
+        """The answer as a turn, to go on with the conversation."""
         return self.choices[0].message
 
     @property
@@ -141,6 +133,23 @@ class GenerationOutput:
     @property
     def finish_reason(self) -> str | None:
         return self.choices[0].finish_reason
+
+
+@dataclass(slots=True)
+class GenerationOutput(FirstChoice):
+    """A finished request. The single-answer accessors speak of the first choice."""
+
+    request_id: str
+    choices: list[Choice]
+    usage: Usage
+    timings: Timings
+    prompt_token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # first entry None: nothing predicts the first token
+    error: str | None = None  # why it failed, where several were asked for at once; alone it raises instead
+
+    @property
+    def decode_output(self) -> str:
+        return self.choices[0].text
 
     @property
     def prompt_length(self) -> int:

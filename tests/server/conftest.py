@@ -96,6 +96,19 @@ def tiny(tiny_model_path) -> Iterator[Live]:
         yield live
 
 
+@pytest.fixture(scope="module")
+def client(smollm2: Live) -> Iterator[OpenAI]:
+    """OpenAI's client of the real model."""
+    with smollm2.openai() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tiny_client(tiny: Live) -> Iterator[OpenAI]:
+    with tiny.openai() as client:
+        yield client
+
+
 @pytest.fixture(scope="session")
 def mcp_clock(tmp_path_factory) -> str:
     """A program that is an MCP server: over standard input and output, or, with a port, over streamable HTTP."""

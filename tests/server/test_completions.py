@@ -8,18 +8,6 @@ GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 4}
 BABBLE = {"model": "tiny-llama", "prompt": "abc", "max_tokens": 12, "seed": 5}
 
 
-@pytest.fixture(scope="module")
-def client(smollm2):
-    with smollm2.openai() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tiny_client(tiny):
-    with tiny.openai() as client:
-        yield client
-
-
 def joined(chunks) -> dict[int, str]:
     texts: dict[int, str] = {}
     for chunk in chunks:

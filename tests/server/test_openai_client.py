@@ -14,18 +14,6 @@ BABBLE = {"model": "tiny-llama", "messages": QUESTION, "temperature": 1.0, "max_
 
 
 @pytest.fixture(scope="module")
-def client(smollm2):
-    with smollm2.openai() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tiny_client(tiny):
-    with tiny.openai() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def answer(client):
     return client.chat.completions.create(**GREEDY)
 

@@ -19,18 +19,6 @@ WEATHER = {
 
 
 @pytest.fixture(scope="module")
-def client(smollm2):
-    with smollm2.openai() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tiny_client(tiny):
-    with tiny.openai() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def answer(client):
     return client.responses.create(**GREEDY, instructions="Be brief.", metadata={"who": "me"})
 

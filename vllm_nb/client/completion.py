@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from vllm_nb.errors import RequestError, VllmNbError
-from vllm_nb.messages import ChatMessage, ToolCall
-from vllm_nb.outputs import Choice, StreamItem, TokenLogprob, ToolCallDelta, Usage
+from vllm_nb.messages import ToolCall
+from vllm_nb.outputs import Choice, FirstChoice, StreamItem, TokenLogprob, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from vllm_nb.client.base import Query
@@ -47,7 +47,7 @@ class _Asked:
 
 
 @dataclass
-class Completion(_Asked):
+class Completion(_Asked, FirstChoice):
     """A finished answer, or what there was of it when it was interrupted (finish_reason "abort").
 
     `text`, `token_ids`, `logprobs` and `finish_reason` speak of the first of `choices`. usage and timings are None
@@ -69,28 +69,6 @@ class Completion(_Asked):
         return self.choices[0].text
 
     @property
-    def token_ids(self) -> list[int]:
-        return self.choices[0].token_ids
-
-    @property
-    def logprobs(self) -> list[TokenLogprob] | None:
-        return self.choices[0].logprobs
-
-    @property
-    def reasoning(self) -> str:
-        """What the model thought before it answered; not part of the text."""
-        return self.choices[0].reasoning
-
-    @property
-    def tool_calls(self) -> list[ToolCall]:
-        return self.choices[0].tool_calls
-
-    @property
-    def message(self) -> ChatMessage:
-        """The answer as a turn, to go on with the conversation."""
-        return self.choices[0].message
-
-    @property
     def value(self) -> Any:
         """The answer as what `schema` asked for, checked. Raises AnswerError where it is not that: cut off, or of a
         server that does not hold its answers to a schema; RequestError where none was asked for."""
@@ -105,10 +83,6 @@ class Completion(_Asked):
                 raise RequestError("no value was asked for: give schema=..., or --schema or --choice in a cell")
             self._values = [_value(query.shape, choice) for choice in self.choices]
         return self._values
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.choices[0].finish_reason
 
     @classmethod
     def failed(cls, message: str) -> "Completion":

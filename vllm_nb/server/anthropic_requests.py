@@ -6,7 +6,6 @@ cannot be honoured (images, documents that are no text, tools that run at Anthro
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm_nb.errors import RequestError
 from vllm_nb.messages import ChatMessage, ImagePart, Part, TextPart, ToolCall
 from vllm_nb.sampling import SamplingParams
+from vllm_nb.server.said import Said
 
 MAX_MESSAGES = 100_000
 _EFFORTS = {"max": "xhigh"}  # Anthropic's names that are not ours
@@ -132,13 +132,13 @@ def _turn(turn: Turn, where: str) -> Iterator[ChatMessage]:
 
 def _assistant(blocks: Blocks, where: str) -> Iterator[ChatMessage]:
     """One message, or more where the server had run tools on the way: their results are turns between."""
-    said = _Said()
+    said = Said()
     for i, block in enumerate(blocks):
         match block:
             case {"type": "mcp_tool_result"}:
                 yield from said.message()
                 yield _tool_result(block, f"{where}.content[{i}]")
-                said = _Said()
+                said = Said()
             case {"type": "text", "text": str(piece)}:
                 said.text.append(piece)
             case {"type": "thinking", "thinking": str(piece)}:
@@ -150,20 +150,6 @@ def _assistant(blocks: Blocks, where: str) -> Iterator[ChatMessage]:
             case _:
                 raise _refused(block, f"{where}.content[{i}]", "text, thinking, tool_use")
     yield from said.message()
-
-
-@dataclass
-class _Said:
-    """What a turn of the assistant holds."""
-
-    text: list[str] = field(default_factory=list)
-    thoughts: list[str] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
-
-    def message(self) -> Iterator[ChatMessage]:
-        if self.text or self.thoughts or self.calls:
-            text = "".join(self.text) if self.text or not self.calls else None
-            yield ChatMessage("assistant", text, tuple(self.calls), reasoning_content="".join(self.thoughts) or None)
 
 
 def _tool_result(block: dict[str, Any], where: str) -> ChatMessage:

@@ -2,11 +2,11 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_nb.errors import RequestError
 from vllm_nb.messages import ChatMessage, ImagePart, Part, TextPart, ToolCall
+from vllm_nb.server.said import Said
 
 Item = dict[str, Any]
 
@@ -50,29 +50,15 @@ def as_messages(items: Sequence[Item]) -> list[ChatMessage]:
     return list(_turns(items))
 
 
-@dataclass
-class _Said:
-    """The assistant's turn so far."""
-
-    text: list[str] = field(default_factory=list)
-    thoughts: list[str] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
-
-    def message(self) -> Iterator[ChatMessage]:
-        if self.text or self.thoughts or self.calls:
-            text = "".join(self.text) if self.text or not self.calls else None
-            yield ChatMessage("assistant", text, tuple(self.calls), reasoning_content="".join(self.thoughts) or None)
-
-
 def _turns(items: Sequence[Item]) -> Iterator[ChatMessage]:
-    said = _Said()
+    said = Said()
     for i, item in enumerate(items):
         where = f"input[{i}]"
         match item:
             case {"type": "message", "role": "assistant", "content": list(parts)}:
                 if said.calls:
                     yield from said.message()
-                    said = _Said()
+                    said = Said()
                 said.text.append("".join(part.text for part in _parts(parts, where) if isinstance(part, TextPart)))
             case {"type": "reasoning"}:
                 said.thoughts.append(_thoughts(item))
@@ -81,11 +67,11 @@ def _turns(items: Sequence[Item]) -> Iterator[ChatMessage]:
             case {"type": "mcp_call", "id": str(key), "name": str(name), "arguments": str(arguments)}:
                 said.calls.append(ToolCall(key, name, arguments))
                 yield from said.message()
-                said = _Said()
+                said = Said()
                 yield ChatMessage("tool", _mcp_result(item), tool_call_id=key)
             case {"type": "message" | "function_call_output"}:
                 yield from said.message()
-                said = _Said()
+                said = Said()
                 yield _turn(item, where)
             case {"type": "mcp_list_tools"}:
                 continue
