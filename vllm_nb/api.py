@@ -24,7 +24,7 @@ from vllm_nb.engine.build import build_core, predict_memory
 from vllm_nb.engine.loop import Channel, EngineLoop
 from vllm_nb.engine.memory import memory_of
 from vllm_nb.engine.sequence import Pooling
-from vllm_nb.errors import GenerationError
+from vllm_nb.errors import GenerationError, RequestError
 from vllm_nb.inside import Inside
 from vllm_nb.outputs import GenerationOutput
 from vllm_nb.request import Conversation, Message, Prompt, Request, RequestMaker, chat_options
@@ -207,6 +207,8 @@ class Engine(Inside):
         self, inputs: Seq[Prompt | str], pooling: Pooling = "mean", dimensions: int | None = None
     ) -> EmbeddingRequest:
         """As `embed`, to be started by `run` or `arun`, with the usage in its result."""
+        if not isinstance(inputs, Seq) or any(not isinstance(each, str | Prompt) for each in inputs):
+            raise RequestError(f"inputs must be a text, a Prompt, or a list of them, not {inputs!r:.80}")
         prompts = [Prompt(text=i, parse_special=False) if isinstance(i, str) else i for i in inputs]
         return EmbeddingRequest(
             self._loop,

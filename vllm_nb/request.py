@@ -43,6 +43,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.token_ids is None):
             raise RequestError("a Prompt takes either text or token_ids")
+        if not isinstance(self.text, str | None):
+            raise RequestError(f"the text of a Prompt must be a text, not {self.text!r}")
 
 
 Message = ChatMessage | Mapping[str, Any]
@@ -108,7 +110,9 @@ class RequestMaker:
         self._grammars = Grammars(tokenizer, eos_ids, vocab_size, dialogue.control_ids)
 
     def make(self, params: SamplingParams | None, conversation: Conversation, options: ChatOptions) -> Request:
-        """Raises RequestError when it can never be served."""
+        """Raises RequestError when it can never be served, TypeError for other params."""
+        if not isinstance(params, SamplingParams | None):
+            raise TypeError(f"params must be SamplingParams(...), or None for the model's own, not {params!r}")
         prompt = self.encode(conversation, options)
         params = (params or SamplingParams()).with_defaults(self._defaults)
         self._check(params, prompt)

@@ -242,6 +242,14 @@ def test_a_closed_event_loop_does_not_hurt_the_engine(engine):
     assert "Paris" in engine.generate(GREEDY, CAPITAL).decode_output
 
 
+def test_params_and_prompts_of_a_wrong_type(engine):
+    for generate in (engine.generate, engine.generate_stream):
+        with pytest.raises(TypeError, match=r"params must be SamplingParams\(...\), or None .*, not {'max_tokens': 3}"):
+            generate({"max_tokens": 3}, "Hello")
+    with pytest.raises(RequestError, match="the text of a Prompt must be a text, not 5"):
+        Prompt(text=5)
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -252,6 +260,7 @@ def test_a_closed_event_loop_does_not_hurt_the_engine(engine):
         ([{"role": "user", "content": [{"type": "audio"}]}], "unknown message part"),
         ([{"role": "user", "content": {"a": 1}}], "content of the user message must be text or parts"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x.png"}]}], "images need a vision model"),
+        (Prompt(token_ids=["a"]), "token id 'a' in the prompt is outside the vocabulary"),
         (Prompt(token_ids=[10**6]), r"token id 1000000 in the prompt is outside the vocabulary of 49,152"),
         (Prompt(token_ids=[]), "the prompt is empty"),
         (Prompt(text="hello " * 9000), r"the prompt has [\d,]+ tokens and this engine takes at most"),

@@ -99,6 +99,8 @@ def test_as_long_as_the_context_and_more_than_the_queue_holds(tiny_model_path, t
     ("inputs", "options", "message"),
     [
         ([], {}, "input must hold at least one text"),
+        (None, {}, "inputs must be a text, a Prompt, or a list of them, not None"),
+        (["a", 5], {}, r"inputs must be a text, a Prompt, or a list of them, not \['a', 5\]"),
         (["a", ""], {}, r"input\[1\] must have at least one token"),
         (["a", "b" * 513], {}, r"input\[1\] must have at most 512 tokens, not 513.*larger max_model_len"),
         (["a"], {"pooling": "max"}, "pooling must be one of mean, last, not 'max'"),
