@@ -212,6 +212,11 @@ def round_to_bfloats(b: Builder, x: Value) -> Value:
     return b.trunc(rounded, SHORTS)
 
 
+def round_floats(b: Builder, x: Value) -> Value:
+    """16 floats rounded to what bfloat16 can hold; as bits."""
+    return b.shl(b.zext(round_to_bfloats(b, x), INTS), int_vector(16))
+
+
 def look_up_bytes(b: Builder, table: Sequence[int], index: Value) -> Value:
     """table[index] for 64 indices 0..15."""
     if _isa.dot8 == "plain":

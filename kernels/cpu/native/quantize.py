@@ -7,7 +7,13 @@ computed with in vain.
 from vllm_nb.kernels.cpu.formats import BLOCK
 from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_BYTES, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS
 from vllm_nb.kernels.cpu.native.kernel import arg, header, helper, kernel, scratch, share
-from vllm_nb.kernels.cpu.native.records import ROUNDER, quantize_rows
+from vllm_nb.kernels.cpu.native.records import (
+    ROUNDER,
+    interleave_floats,
+    interleave_pairs,
+    interleave_rounded,
+    quantize_rows,
+)
 from vllm_nb.kernels.cpu.native.simd import (
     Floats,
     absolute,
@@ -20,13 +26,12 @@ from vllm_nb.kernels.cpu.native.simd import (
     max_ints,
     pack_bytes,
     round_floats,
-    round_pairs,
     splat,
     splat_int,
     store,
+    store_bfloats,
     store_bytes,
     store_i32,
-    store_lanes,
     store_part,
     sum_int_lanes,
     to_floats,
@@ -64,16 +69,15 @@ def _quantize_one(x: int, i: int, width: int, record: int) -> None:
 
 
 @helper
-def _quantize_group(x: int, i: int, width: int, count: int, record: int, room: int) -> None:
-    """A block of up to 8 rows; x: the first one."""
+def _rows_at(x: int, i: int, width: int, count: int, room: int) -> tuple[int, int]:
+    """Where 32 inputs of `count` rows lie, and the bytes from row to row: in x, or at its end, filled up with zeros."""
     if i + BLOCK <= width:
-        quantize_rows(x + 4 * i, 4 * width, count, record)
-        return
+        return x + 4 * i, 4 * width
     for row in range(count):
         low, high = load_block(x + 4 * width * row, i, width)
         store(room + 4 * BLOCK * row, low)
         store(room + 4 * BLOCK * row + 64, high)
-    quantize_rows(room, 4 * BLOCK, count, record)
+    return room, 4 * BLOCK
 
 
 @kernel
@@ -87,12 +91,26 @@ def quantize(args: int, step: int, thread: int, threads: int) -> None:
         for block in range(start, stop):
             _quantize_one(x, BLOCK * block, width, records + RECORD_BYTES * block)
         return
-    room = scratch(step, thread)
     start, stop = share((rows + GROUP_ROWS - 1) // GROUP_ROWS * blocks, thread, threads)
     for item in range(start, stop):
         row, i = item // blocks * GROUP_ROWS, item % blocks * BLOCK
-        record = records + RECORD_BYTES * GROUP_ROWS * item
-        _quantize_group(x + 4 * width * row, i, width, min(GROUP_ROWS, rows - row), record, room)
+        count = min(GROUP_ROWS, rows - row)
+        at, stride = _rows_at(x + 4 * width * row, i, width, count, scratch(step, thread))
+        quantize_rows(at, stride, count, records + RECORD_BYTES * GROUP_ROWS * item)
+
+
+@helper
+def _round_one(x: int, i: int, width: int, out: int, to_bfloats: int, in_pairs: int) -> None:
+    """A single row's block."""
+    low, high = load_block(x, i, width)
+    if in_pairs != 0:
+        store_bfloats(out, low)
+        store_bfloats(out + 32, high)
+        return
+    if to_bfloats != 0:
+        low, high = round_floats(low), round_floats(high)
+    store(out, low)
+    store(out + 64, high)
 
 
 @kernel
@@ -100,19 +118,21 @@ def round_rows(args: int, step: int, thread: int, threads: int) -> None:
     """row kind, x, width, out, to bfloat16, in pairs: 4 bytes a row and step, a step being an input or a pair."""
     rows = header(step, arg(args, 0))
     x, width, out, to_bfloats, in_pairs = arg(args, 1), arg(args, 2), arg(args, 3), arg(args, 4), arg(args, 5)
-    group = 1 if rows == 1 else GROUP_ROWS
-    padded = (width + BLOCK - 1) // BLOCK * BLOCK
-    steps = padded // 2 if in_pairs != 0 else padded
-    start, stop = share(rows, thread, threads)
-    for row in range(start, stop):
-        target = out + 4 * (steps * (row // group * group) + row % group)
-        for i in range(0, padded, BLOCK):
-            low, high = load_block(x + 4 * width * row, i, width)
-            if in_pairs != 0:
-                store_lanes(target + 2 * group * i, round_pairs(low), 4 * group)
-                store_lanes(target + 2 * group * (i + 16), round_pairs(high), 4 * group)
-                continue
-            if to_bfloats != 0:
-                low, high = round_floats(low), round_floats(high)
-            store_lanes(target + 4 * group * i, as_ints(low), 4 * group)
-            store_lanes(target + 4 * group * (i + 16), as_ints(high), 4 * group)
+    blocks = (width + BLOCK - 1) // BLOCK
+    size = 2 * BLOCK if in_pairs != 0 else 4 * BLOCK  # bytes of a row's block
+    if rows == 1:
+        start, stop = share(blocks, thread, threads)
+        for block in range(start, stop):
+            _round_one(x, BLOCK * block, width, out + size * block, to_bfloats, in_pairs)
+        return
+    start, stop = share((rows + GROUP_ROWS - 1) // GROUP_ROWS * blocks, thread, threads)
+    for item in range(start, stop):
+        row, i = item // blocks * GROUP_ROWS, item % blocks * BLOCK
+        count, target = min(GROUP_ROWS, rows - row), out + size * GROUP_ROWS * item
+        at, stride = _rows_at(x + 4 * width * row, i, width, count, scratch(step, thread))
+        if in_pairs != 0:
+            interleave_pairs(at, stride, count, target)
+        elif to_bfloats != 0:
+            interleave_rounded(at, stride, count, target)
+        else:
+            interleave_floats(at, stride, count, target)

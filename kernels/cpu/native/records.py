@@ -1,8 +1,11 @@
-"""Eight rows' next 32 activations as a record of int8 (see `tile`), all eight at a time.
+"""Eight rows' next 32 activations side by side, as `tile` reads them: a record of int8, or floats.
 
-Rounding is an addition: 1.5 * 2**23 plus a number of few bits is a float32 whose lowest bits are that number's nearest
-integer. Bytes of 4 rows are put together lane by lane, then turned so that 4 neighbours of a row lie side by side.
+Rounding to int8 is an addition: 1.5 * 2**23 plus a number of few bits is a float32 whose lowest bits are that number's
+nearest integer. Bytes of 4 rows are put together lane by lane, then turned: 4 neighbours of a row lie side by side.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 
@@ -20,10 +23,7 @@ _EIGHT_FLOATS, _EIGHT_INTS = (ir.VectorType(kind, GROUP_ROWS) for kind in (emit.
 def quantize_rows(b: Builder, x: Value, stride: Value, count: Value, record: Value) -> None:
     """x: address of the first row's 32 floats; stride: bytes to the next row; count: rows there are, 1 to 8. The last
     one stands in for those that are missing."""
-    addresses, last = [x], b.sub(count, const(1))
-    for row in range(1, GROUP_ROWS):
-        addresses.append(b.add(addresses[-1], b.select(b.icmp_signed("<=", const(row), last), stride, const(0))))
-    rows = [[emit.load(b, b.add(at, const(64 * half)), FLOATS) for half in range(2)] for at in addresses]
+    rows = _load_rows(b, x, stride, count)
     largest = _largest(b, rows)
     inverse = _inverse(b, largest)
     sums = []
@@ -35,6 +35,13 @@ def quantize_rows(b: Builder, x: Value, stride: Value, count: Value, record: Val
             total = emit.dot_bytes(b, total, byte_vector(1), vector)
         sums.append(b.add(emit.pick(b, total, 0, 1, GROUP_ROWS), emit.pick(b, total, GROUP_ROWS, 1, GROUP_ROWS)))
     _store_factors(b, record, largest, sums)
+
+
+def _load_rows(b: Builder, x: Value, stride: Value, count: Value) -> list[list[Value]]:
+    addresses, last = [x], b.sub(count, const(1))
+    for row in range(1, GROUP_ROWS):
+        addresses.append(b.add(addresses[-1], b.select(b.icmp_signed("<=", const(row), last), stride, const(0))))
+    return [[emit.load(b, b.add(at, const(64 * half)), FLOATS) for half in range(2)] for at in addresses]
 
 
 def _largest(b: Builder, rows: list[list[Value]]) -> Value:
@@ -104,3 +111,45 @@ def _store_factors(b: Builder, record: Value, largest: Value, sums: list[Value])
     for part, value in enumerate((whole, *sums)):
         at = b.add(record, const((RECORD_STARTS + 4 * part) * GROUP_ROWS))
         emit.store(b, at, b.mul(value, factor))
+
+
+def _interleave(b: Builder, rows: list[Value]) -> list[Value]:
+    """8 rows of 16 lanes -> 8 vectors: [2 lanes, 8 rows]"""
+    found, width = [[row] for row in rows], 1
+    while len(found) > 1:
+        found = [_merge(b, low, high, width) for low, high in zip(found[::2], found[1::2], strict=True)]
+        width *= 2
+    return found[0]
+
+
+def _merge(b: Builder, low: list[Value], high: list[Value], width: int) -> list[Value]:
+    """Vectors of `width` rows each -> twice as many of twice as many rows."""
+    merged = []
+    for x, y in zip(low, high, strict=True):
+        for first in (0, LANES // 2):
+            starts = range(first, first + LANES // 2, width)
+            lanes = [side + at + n for at in starts for side in (0, LANES) for n in range(width)]
+            merged.append(b.shuffle_vector(x, y, ir.Constant(INTS, lanes)))
+    return merged
+
+
+def _interleaver(convert: Callable[[Builder, Value, Value], list[Value]]) -> Any:
+    """-> intrinsic (first row's 32 floats, stride, rows there are, out)"""
+
+    @op(void, i64, i64, i64, i64)
+    def interleave(b: Builder, x: Value, stride: Value, count: Value, out: Value) -> None:
+        rows = [convert(b, *halves) for halves in _load_rows(b, x, stride, count)]
+        vectors = [vector for part in zip(*rows, strict=True) for vector in _interleave(b, list(part))]
+        for number, vector in enumerate(vectors):
+            emit.store(b, b.add(out, const(64 * number)), vector)
+
+    return interleave
+
+
+def _pairs(b: Builder, low: Value, high: Value) -> list[Value]:
+    return [b.bitcast(emit.join(b, emit.round_to_bfloats(b, low), emit.round_to_bfloats(b, high)), INTS)]
+
+
+interleave_floats = _interleaver(lambda b, low, high: [b.bitcast(low, INTS), b.bitcast(high, INTS)])
+interleave_rounded = _interleaver(lambda b, low, high: [emit.round_floats(b, half) for half in (low, high)])
+interleave_pairs = _interleaver(_pairs)

@@ -44,7 +44,7 @@ Floats = Any
 Ints = Any
 
 F, I = Vector("f32x16", FLOATS), Vector("i32x16", INTS)  # noqa: E741
-Quads, Pairs = (Vector(f"i32x{lanes}", ir.VectorType(emit.i32, lanes)) for lanes in (4, 8))
+Quads = Vector("i32x4", ir.VectorType(emit.i32, 4))
 f32, i32, i64, void = types.float32, types.int32, types.int64, types.void
 
 
@@ -156,17 +156,10 @@ def store_bytes(b: Builder, address: Value, x: Value) -> None:
     emit.store(b, address, x)
 
 
-@op(Pairs, F)
-def round_pairs(b: Builder, x: Value) -> Value:
-    """Rounded to bfloat16: 8 lanes of 2."""
-    return b.bitcast(emit.round_to_bfloats(b, x), Pairs.llvm)
-
-
 @op(F, F)
 def round_floats(b: Builder, x: Value) -> Value:
     """Rounded to what bfloat16 can hold."""
-    bits = b.zext(emit.round_to_bfloats(b, x), INTS)
-    return b.bitcast(b.shl(bits, emit.int_vector(16)), FLOATS)
+    return b.bitcast(emit.round_floats(b, x), FLOATS)
 
 
 def _store_lanes(typingctx: Any, address: Any, x: Any, stride: Any) -> Any:
