@@ -26,7 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = ROOT / "build" / "gpu"
 SECONDS = 560  # for all parts of a run
-TESTS = ("elementwise", "sampling", "attention", "linear", "engine", "compile", "bench")
+KERNEL_TESTS = ("elementwise", "sampling", "attention", "linear")
+TESTS = (*KERNEL_TESTS, "engine", "compile")
 # name: (arguments, most seconds)
 BENCHES: dict[str, tuple[list[str], int]] = {
     "steps-8b": (["bench", "--parts", "steps"], 150),
@@ -60,7 +61,7 @@ def command(arguments: list[str]) -> list[str]:
     if arguments[0] == "transformers":
         return [*python, str(ROOT / "scripts" / "bench_transformers.py")]
     files = [f"tests/kernels/triton/test_{name}.py" for name in arguments[1:]]
-    workers = ["-n", "8"] if find_spec("xdist") else []
+    workers = ["-n", "8"] if find_spec("xdist") and set(arguments[1:]) <= set(KERNEL_TESTS) else []
     return [*python, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", *workers, *files]
 
 

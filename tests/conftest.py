@@ -101,8 +101,12 @@ def _save_tiny_weights(folder: Path) -> None:
         shapes |= {layer + f"self_attn.{name}_proj": (kv, hidden) for name in "kv"}
         shapes |= {layer + f"mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")}
         shapes[layer + "mlp.down_proj"] = (hidden, inner)
-    generator = torch.Generator().manual_seed(7)
-    tensors = {f"{name}.weight": torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    generator = torch.Generator("cpu").manual_seed(7)
+
+    def normal(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cpu") * 0.3
+
+    tensors = {f"{name}.weight": normal(shape) for name, shape in shapes.items()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_TINY))
 

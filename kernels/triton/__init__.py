@@ -15,7 +15,10 @@ from vllm_nb.kernels.triton.penalties import penalize, uniforms
 from vllm_nb.kernels.triton.rope import rope_and_cache
 from vllm_nb.kernels.triton.sampling import sample, token_logprobs
 
+CUDA_GRAPHS = True  # no function here waits for the device, so that a whole step can be captured
+
 __all__ = [
+    "CUDA_GRAPHS",
     "KVCache",
     "Weight",
     "add_rms_norm",

@@ -91,12 +91,26 @@ def obstacle_to_triton(device: torch.device, dtype: str = "auto") -> str:
             return (
                 f"{name} has compute capability {found} and the kernels need {least} (Ampere) or newer; take device cpu"
             )
-        return ""
+        return _obstacle_to_compiling()
     from triton import knobs
 
     if device.type == "cpu" and knobs.runtime.interpret:  # how the tests run them
         return ""
     return f"its kernels need an NVIDIA GPU and the device is {device.type!r}; take device cuda"
+
+
+def _obstacle_to_compiling() -> str:
+    """Triton builds its own link to the driver when it is first used."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except Exception as error:  # a compiler that is missing, headers, a driver: each raises something else
+        return (
+            f"Triton does not start ({_first_line(error)}); it needs a C compiler, Python's headers and an NVIDIA "
+            "driver, or take device cpu"
+        )
+    return ""
 
 
 def _prepare_cpu(kernels: ModuleType, threads: int | None) -> None:
@@ -123,5 +137,21 @@ def _device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[name]:
         usable = ", ".join(device for device, ok in available.items() if ok)
-        raise ModelLoadError(f"device {name!r} is not available here (this PyTorch sees: {usable}); use one of those")
+        why = _why_no_cuda() if name == "cuda" else "it needs a Mac with Apple silicon"
+        raise ModelLoadError(f"device {name!r} is not available here: {why}; or use one that is: {usable}")
     return torch.device(name)
+
+
+def _why_no_cuda() -> str:
+    """And what to do."""
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA; install a build for CUDA"
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return f"CUDA does not start ({_first_line(error)}); install or update the NVIDIA driver"
+    return "PyTorch finds no NVIDIA GPU; look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

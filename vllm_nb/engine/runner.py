@@ -39,8 +39,9 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compile and capture now what steps will need, so that nothing is compiled while requests wait."""
-        if self.device.type != "cuda":
+        """Compile and capture now what steps will need, so that nothing is compiled while requests wait. Plain PyTorch
+        has nothing to compile, and waits for the device in the midst of a step."""
+        if self.device.type != "cuda" or not getattr(self.kernels, "CUDA_GRAPHS", False):
             return
         c = self.capacity
         with progress.task("Compiling GPU kernels"):

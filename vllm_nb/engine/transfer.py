@@ -27,7 +27,7 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     filled = host.numpy()
     for start, array in zip(starts, arrays, strict=True):
         filled[start : start + array.size] = array.ravel()
-    moved = host.to(device, non_blocking=True)
+    moved = host.to(device, non_blocking=device.type == "cuda")
     return [moved[at : at + a.size].view(a.shape) for at, a in zip(starts, arrays, strict=True)]
 
 

@@ -122,7 +122,7 @@ def test_a_part_that_hangs_or_fails_keeps_what_it_printed(script, tmp_path):
 
 def test_the_script_runs_every_test_and_every_part(script):
     here = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
-    assert set(script.TESTS) == here
+    assert set(script.TESTS) == here - {"bench"}  # this file is about machines without a GPU
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for arguments, _ in script.BENCHES.values():

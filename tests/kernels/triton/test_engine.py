@@ -23,6 +23,7 @@ SETTINGS = {
     "max_model_len": 96,
     "max_num_seqs": 6,
     "max_num_batched_tokens": 24,
+    "num_kv_blocks": 64,
 }
 REFUSAL = "backend 'triton' cannot be used: its kernels need an NVIDIA GPU and the device is 'cpu'"
 
