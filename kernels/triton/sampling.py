@@ -19,7 +19,7 @@ DIGITS_BLOCK = 512  # each logit against 16 candidates
 def _key(x):
     """float32 -> uint32 in the same order."""
     bits = tl.where(x == 0, 0.0, x).to(tl.uint32, bitcast=True)  # -0.0 equals 0.0
-    return tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+    return tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
