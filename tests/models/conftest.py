@@ -49,8 +49,9 @@ class PagedRun:
             self.lengths[row] += len(chunk)
         rows = list(chunks)
         seq_lens = [self.lengths[row] for row in rows]
+        owners = [row for row, chunk in enumerate(chunks.values()) for _ in chunk]
         wanted = [end - 1 for end in starts[1:]] if last_only else list(range(starts[-1]))
-        tensors = [tokens, positions, slots, starts, seq_lens]
+        tensors = [tokens, owners, positions, slots, starts, seq_lens]
         batch = Batch(
             *(torch.tensor(values, dtype=torch.int32) for values in tensors),
             self.tables[rows],
