@@ -14,6 +14,7 @@ from vllm_nb.config import EngineConfig
 from vllm_nb.engine import events as ring
 from vllm_nb.events import dump, parse
 from vllm_nb.inspection import follow, history
+from vllm_nb.inspection.histories import history_of
 from vllm_nb.inspection.timeline import FIRST_SPACING, MOST_KEYFRAMES, Timeline
 from vllm_nb.notebook.panels import PANELS
 from vllm_nb.sampling import SamplingParams
@@ -147,15 +148,16 @@ def test_what_watching_holds_does_not_grow(tiny_model_path, monkeypatch):
             sizes = []
             for left in range(waves, 0, -1):
                 engine.generate(params, [f"Question {i} of wave {left}" for i in range(32)])
-                if left > 6:
-                    continue
                 newest = engine.view().step
                 while timeline.steps.stop <= newest:
                     time.sleep(0.01)
                 with player.lock:
+                    known = history_of(timeline)  # made for the panels, and kept beside them
+                    if left > 6:
+                        continue
                     player.follow()
                     player.tick(0.1)
-                    sizes.append(held(*panels, timeline, player, beside=[engine, *pages]))
+                    sizes.append(held(*panels, timeline, player, known, beside=[engine, *pages]))
             return max(sizes)
 
         first = requests(26)
