@@ -18,6 +18,7 @@ CELLS = [
     "%vllm ps",
     "%%vllm --temprature 1\nHello",
     "answer.usage.completion_tokens",
+    "import vllm_nb\nvllm_nb.panel('throughput')",
 ]
 
 
@@ -45,6 +46,7 @@ def shows_all(page: Page, output: str) -> None:
     expect(outputs.nth(3).locator("table")).to_contain_text("SmolLM2-135M-Instruct")
     expect(outputs.nth(4)).to_contain_text("did you mean '--temperature'?")
     expect(outputs.nth(4)).not_to_contain_text("Traceback")
+    expect(outputs.nth(6).locator("figure")).to_contain_text("Tokens a second")  # without SVG where it is not trusted
 
 
 def test_saved_and_opened_again_in_jupyterlab(lab, executed: Path, page: Page, tmp_path: Path) -> None:
@@ -84,4 +86,5 @@ def test_as_a_page_of_nbconvert(lab, executed: Path, page: Page, tmp_path: Path)
     page.route("http*://**", lambda route: route.abort())  # what the page loads from elsewhere must not matter
     page.goto(f"file://{tmp_path}/executed.html")
     shows_all(page, ".jp-CodeCell .jp-OutputArea.jp-Cell-outputArea")
+    expect(page.locator("figure svg")).to_be_visible()
     page.screenshot(path=tmp_path / "nbconvert.png", full_page=True)

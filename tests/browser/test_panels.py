@@ -70,7 +70,7 @@ def notebook(lab, page: Page):
     return notebook
 
 
-def test_every_panel(notebook, lab, page: Page) -> None:
+def test_every_panel(notebook, page: Page) -> None:
     first = {name: panel_in(notebook.output(place), name) for name, place in CELLS.items()}
 
     notebook.start(ASK)  # it runs for longer than this takes, on any machine
@@ -128,7 +128,7 @@ def test_every_panel(notebook, lab, page: Page) -> None:
         panel.scroll_into_view_if_needed()
         expect(panel.locator(".vn-status")).to_have_text(re.compile(r"step \d+ · of"))
 
-    lab.restart_kernel(page)
+    notebook.restart_kernel()
     for panel in first.values():
         expect(panel.locator(".vn-status")).to_have_text(RESTARTED)
     notebook.start(0)
@@ -136,6 +136,21 @@ def test_every_panel(notebook, lab, page: Page) -> None:
         notebook.start(CELLS[name])
         expect(panel.locator(".vn-status")).to_have_text(re.compile(r"^step \d+$"))
         expect(panel.get_by_role("button", name="one step back")).to_be_enabled()
+
+
+def test_without_its_kernel(lab, page: Page) -> None:
+    """A notebook that JupyterLab has saved and opens again without the widget's state: the picture is there instead."""
+    notebook = lab.open(page, ["import vllm_nb\nvllm_nb.panel('throughput')"])
+    picture = notebook.run(0).locator("figure")
+    expect(notebook.output(0).locator(".vn-status")).to_have_text(re.compile("^step "))
+    expect(picture).to_have_count(1)
+    expect(picture).to_be_hidden()
+    page.keyboard.press("Control+s")
+    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+    lab.restart_kernel(page)
+    page.reload()
+    expect(picture).to_be_visible()
+    expect(picture.locator("svg")).to_be_visible()
 
 
 def test_kernel_restart(lab, engine, page: Page) -> None:

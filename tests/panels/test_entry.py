@@ -17,7 +17,7 @@ def test_a_dashboard_has_all_panels_at_the_same_moment(timeline, tmp_path) -> No
     assert dashboard.panels["schedule"].now()["steps"][-1] == 7
     root = ET.fromstring(dashboard.save(tmp_path / "all.svg").read_text())
     assert len(root.findall("{http://www.w3.org/2000/svg}g")) == len(PANELS)
-    data = dashboard._repr_mimebundle_()
+    data, _ = dashboard._repr_mimebundle_()
     assert data["text/html"].count("<svg") == len(PANELS)
     with pytest.raises(VllmNbError, match=r"\.svg or \.html"):
         dashboard.save("x.png")

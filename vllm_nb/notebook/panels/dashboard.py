@@ -8,6 +8,7 @@ from vllm_nb.inspection.observed import Observed
 from vllm_nb.inspection.timeline import Timeline
 from vllm_nb.notebook.panels import PANELS
 from vllm_nb.notebook.panels.panel import Panel
+from vllm_nb.notebook.panels.picture import show_with_picture
 from vllm_nb.notebook.panels.saving import Savable
 from vllm_nb.notebook.panels.svg import Svg
 
@@ -50,7 +51,12 @@ class Dashboard(ipywidgets.GridBox, Savable):  # type: ignore[misc]
     def _repr_mimebundle_(self, **options: Any) -> Any:
         for panel in self.panels.values():
             panel.expect_view()
-        return super()._repr_mimebundle_(**options) | {"text/html": self.html()}
+        bundle = super()._repr_mimebundle_(**options)
+        assert bundle is not None  # only of a widget without a view
+        return bundle | {"text/html": self.html()}, {}
+
+    def _ipython_display_(self) -> None:
+        show_with_picture(self, next(iter(self.panels.values())).panel_id)
 
     def __repr__(self) -> str:
         return f"<Dashboard: {', '.join(self.panels)}>"

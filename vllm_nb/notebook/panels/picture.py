@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import anywidget
 import traitlets
+from IPython.display import display
 
 from vllm_nb.errors import VllmNbError
 from vllm_nb.notebook.panels.bundle import bundle, style
@@ -76,5 +77,20 @@ class Picture(anywidget.AnyWidget, Savable):
         assert bundle is not None  # only of a widget without a view
         return bundle[0] | {"text/html": self.html()}, bundle[1]
 
+    def _ipython_display_(self) -> None:
+        show_with_picture(self, self.model_id)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.title}>"
+
+
+def show_with_picture(widget: Any, panel_id: str) -> None:
+    """Show a widget and, as an output of its own, its picture, which the view of that panel hides where there is one.
+
+    In one output a page without widgets would have to choose the picture, and not all do: JupyterLab says "model not
+    found" of a notebook that is opened again, nbconvert leaves room for a script from elsewhere.
+    """
+    bundle, metadata = widget._repr_mimebundle_()
+    picture = f'<div class="vn-picture-{panel_id}">{bundle.pop("text/html")}</div>'
+    display(bundle, raw=True, metadata=metadata)
+    display({"text/html": picture, "text/plain": ""}, raw=True)

@@ -81,7 +81,7 @@ def tiles(state: dict[str, Any]) -> list[tuple[str, str]]:
         ("running", number(now("running"))),
         ("waiting", number(now("waiting"))),
         ("KV cache in use", f"{now('used'):.1%}"),
-        ("of memory bandwidth", "not measured" if share is None else f"{share:.0%}"),
+        ("of memory bandwidth", "unknown" if share is None else f"{share:.0%}"),
     ]
 
 

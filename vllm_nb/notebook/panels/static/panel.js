@@ -23,7 +23,8 @@ function show(title, build, model, el) {
     }
   };
   const bar = transportBar(tell);
-  const box = html("section", { class: "vllm-nb", "aria-label": title }, body, bar.element);
+  const instead = html("style", {}, `.vn-picture-${model.get("panel_id")} { display: none }`); // picture.py
+  const box = html("section", { class: "vllm-nb", "aria-label": title }, instead, body, bar.element);
   el.append(box);
   const update = build(body, model);
 
@@ -47,17 +48,16 @@ function show(title, build, model, el) {
   const stopWatching = watchVisible(box, seen);
   const sayWhetherAlive = async () => bar.setKernel(await isAlive(model));
   model.on("comm_live_update", sayWhetherAlive);
-  const begins = (_, status) => status === "starting" && sayWhetherAlive(); // JupyterLab does not ask who restarted it
-  const kernel = model.widget_manager.kernel; // undefined in other front ends
-  kernel?.statusChanged?.connect(begins);
+  const stopListening = watchKernel(model.widget_manager.kernel, sayWhetherAlive); // undefined in other front ends
   draw();
+  sayWhetherAlive(); // what a notebook was saved with has no kernel
 
   return () => {
     stopWatching();
     update.end?.();
     model.off("change:state change:transport", redraw);
     model.off("comm_live_update", sayWhetherAlive);
-    kernel?.statusChanged?.disconnect(begins);
+    stopListening();
     seen(false);
   };
 }
@@ -79,6 +79,23 @@ function watchVisible(element, callback) {
   return () => {
     observer.disconnect();
     document.removeEventListener("visibilitychange", tell);
+  };
+}
+
+/** Calls back when JupyterLab's kernel seems to be another one, which a page is not told that has not restarted it. */
+function watchKernel(kernel, callback) {
+  let session = null;
+  const began = (_, status) => status === "starting" && callback(); // where the page is quick enough to hear of it
+  const heard = (_, { msg, direction }) => {
+    if (direction !== "recv" || msg.header.session === session) return;
+    if (session !== null) callback();
+    session = msg.header.session;
+  };
+  kernel?.statusChanged.connect(began);
+  kernel?.anyMessage.connect(heard);
+  return () => {
+    kernel?.statusChanged.disconnect(began);
+    kernel?.anyMessage.disconnect(heard);
   };
 }
 

@@ -16,7 +16,7 @@ export function tiles(state) {
     ["running", shortNumber(now("running"))],
     ["waiting", shortNumber(now("waiting"))],
     ["KV cache in use", percent(now("used"))],
-    ["of memory bandwidth", share === null ? "not measured" : percent(share)],
+    ["of memory bandwidth", share === null ? "unknown" : percent(share)],
   ];
 }
 
