@@ -14,6 +14,7 @@ GPU_SHAPES = ("qwen3-8b", "qwen3-0.6b", "tiny")
 EXAMPLES = """examples:
   vllm-nb bench quick smollm2 --json
   vllm-nb bench latency smollm2 --phases --batch 1 16
+  vllm-nb bench latency smollm2 --context 64 1024 4096
   vllm-nb bench throughput smollm2 --requests 64 --input 32 256 --output 16 128
   vllm-nb bench kernels smollm2 --rows 1 4 16 --context 1024
   vllm-nb bench kernels --plot gpu.svg
@@ -53,7 +54,14 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_count, nargs="+", default=[1, 4, 16], metavar="N", help="requests at once")
     parser.add_argument("--input", type=_count, default=128, metavar="TOKENS", help="prompt length (default 128)")
     parser.add_argument("--output", type=_count, default=64, metavar="TOKENS", help="answer length (default 64)")
-    parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs of each batch size (default 3)")
+    parser.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs of each size (default 3)")
+    parser.add_argument(
+        "--context",
+        type=_count,
+        nargs="+",
+        metavar="TOKENS",
+        help="instead: one request, after prompts of these lengths",
+    )
     parser.add_argument("--phases", action="store_true", help="what a decode step spends where")
     parser.set_defaults(handler=_latency)
 

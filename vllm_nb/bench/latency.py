@@ -1,4 +1,5 @@
-"""How long one waits: for the first token and between tokens, by the number of requests at once."""
+"""How long one waits: for the first token and between tokens, by the number of requests at once; and how much slower
+decoding gets as the context grows."""
 
 import argparse
 import time
@@ -20,6 +21,9 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         engine = open_engine(stack, args, max_num_seqs=max(64, *args.batch))
         _measure(engine, 1, 16, 4)  # warm-up
+        if args.context:
+            show(_by_context(engine, args), args.json, "one request, milliseconds between tokens")
+            return 0
         measured = [_repeat(engine, size, args) for size in args.batch]
         show([row for row, _ in measured], args.json, "latency, milliseconds")
         if args.phases:
@@ -44,6 +48,28 @@ def _repeat(engine: Engine, size: int, args: argparse.Namespace) -> tuple[dict[s
         row |= {f"{name}_{p}": round(1000 * seconds, 3) for p, seconds in percentiles(values).items()}
     row["tokens_per_second"] = round(size / float(np.mean(between)), 1)
     return row, _phases(engine, size, steps, runs[-1][2])
+
+
+def _by_context(engine: Engine, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Medians over rounds in which each context has its turn, so that what else the machine does meets all alike.
+
+    falls_percent: by how much tokens a second are fewer than in the first row.
+    """
+    seconds: dict[int, list[float]] = {context: [] for context in args.context}
+    for _ in range(args.repeats):
+        for context, found in seconds.items():
+            found += _measure(engine, 1, context, args.output)[1]
+    rates = {context: 1 / float(np.median(found)) for context, found in seconds.items()}
+    return [
+        {
+            "context": context,
+            "between_p50": round(1000 / rate, 3),
+            "between_least": round(1000 * min(seconds[context]), 3),
+            "tokens_per_second": round(rate, 1),
+            "falls_percent": round(100 * (1 - rate / rates[args.context[0]]), 1),
+        }
+        for context, rate in rates.items()
+    ]
 
 
 def _measure(engine: Engine, size: int, prompt: int, tokens: int) -> tuple[list[float], list[float], list[int]]:

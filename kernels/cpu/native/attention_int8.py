@@ -35,7 +35,6 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
 )
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, Builder, Value, const
 from vllm_nb.kernels.cpu.native.functions import LOWEST_POWER, exp2
-from vllm_nb.kernels.cpu.native.halves import load_halves
 from vllm_nb.kernels.cpu.native.kernel import arg, helper
 from vllm_nb.kernels.cpu.native.simd import (
     F,
@@ -54,7 +53,6 @@ from vllm_nb.kernels.cpu.native.simd import (
     nearest,
     op,
     pack_bytes,
-    prefetch,
     shift_left,
     shift_right,
     splat,
@@ -77,6 +75,7 @@ _QUERY_SCALE, _QUERY_LARGEST = 4 * layout.MAX_HEAD_DIM, 16256.0  # 128 * 127
 _WEIGHT_QUAD, _WEIGHT_SCALE, _WEIGHT_LARGEST = 16, 4 * KEYS, 65535.0
 _WEIGHT_ROW = 4 * KEYS + 64
 _ROUNDING = 8388608.0  # 2**23: added to a float below it, leaves the nearest integer in the low bits
+_PIECES = KEYS // TILE  # sub-blocks of a partition
 _KEY_GROUP = TILE * BLOCK  # bytes of 16 keys' 32 dimensions
 
 key_bytes, value_bytes = helper(layout.int8_key_bytes), helper(layout.int8_value_bytes)
@@ -132,40 +131,69 @@ def _bytes_at(b: Builder, address: Value) -> Value:
     return b.bitcast(_broadcast(b, address), BYTES)
 
 
+def _load_bytes(b: Builder, address: Value, ahead: Value) -> Value:
+    """A vector. What lies `ahead` of it, a partition as a rule, is fetched meanwhile: neighbours in a table of blocks
+    are often neighbours in memory."""
+    emit.prefetch(b, b.add(address, ahead), near=False)
+    return emit.load(b, address, BYTES)
+
+
+def _load_scales(b: Builder, address: Value, ahead: Value) -> Value:
+    emit.prefetch(b, b.add(address, ahead), near=False)
+    return emit.load_halves(b, address)
+
+
+@op(F, i64, i64)
+def load_value_scales(b: Builder, address: Value, ahead: Value) -> Value:
+    return _load_scales(b, address, ahead)
+
+
 def _join(b: Builder, high: Value, low: Value, bits: int) -> Value:
     """2**bits * high + low, as floats"""
     return b.sitofp(b.add(b.shl(high, emit.int_vector(bits)), low), FLOATS)
 
 
-def _at_once(rows: int) -> int:
-    """Key sub-blocks, or vectors of values' dimensions, whose dots share the loads of the other side: some 16 sums hide
-    the latency of a dot, and fit into registers."""
-    return min(4, max(1, 8 // rows)) if emit.many_registers() else 1
+def _together(rows: int) -> int:
+    """Key sub-blocks, or vectors of values' dimensions, whose dots share the loads of the other side: up to 24 sums
+    hide the latency of a dot, and fit into 32 registers."""
+    return 4 if rows <= 3 else 2 if rows <= 6 else 1
+
+
+def _singly(rows: int) -> int:
+    """The same with fewer registers."""
+    return 1
+
+
+def _dots(b: Builder, queries: list[Value], keys: list[Value], ahead: Value) -> list[list[Value]]:
+    """Of 32 dimensions of some rows and sub-blocks, given their addresses: 128 * high + low, as floats."""
+    starts = [_broadcast(b, b.add(q, const(_QUERY_START))) for q in queries]
+    dots = [[[start, emit.int_vector(0)] for _ in keys] for start in starts]
+    for quad in range(QUADS):
+        vectors = [_load_bytes(b, b.add(key, const(VECTOR_BYTES * quad)), ahead) for key in keys]
+        for q, mine in zip(queries, dots, strict=True):
+            for part in range(2):
+                other = _bytes_at(b, b.add(q, const(BLOCK * part + 4 * quad)))
+                for vector, parts in zip(vectors, mine, strict=True):
+                    parts[part] = emit.dot_bytes(b, parts[part], vector, other)
+    return [[_join(b, high, low, 7) for high, low in mine] for mine in dots]
 
 
 def _scores_tile(rows: int, pieces: int) -> Any:
-    """-> intrinsic (table of addresses, groups of 32 dimensions, where their scales are, queries, out, unused)"""
+    """-> intrinsic (table of addresses, groups of 32 dimensions, where their scales are, queries, out, how far to fetch
+    ahead)"""
 
     @op(void, i64, i64, i64, i64, i64, i64)
-    def tile(b: Builder, table: Value, groups: Value, scales: Value, queries: Value, out: Value, _: Value) -> None:
+    def tile(b: Builder, table: Value, groups: Value, scales: Value, queries: Value, out: Value, ahead: Value) -> None:
         keys = [emit.load(b, b.add(table, const(8 * piece)), emit.i64) for piece in range(pieces)]
         totals = [[emit.variable(b, emit.float_vector(0.0)) for _ in keys] for _ in range(rows)]
         with emit.for_range(b, groups) as group:
             k = [emit.offset(b, key, _KEY_GROUP, group) for key in keys]
             q = [emit.offset(b, queries, _QUERY_GROUP, group, QUERY_BYTES * row) for row in range(rows)]
-            starts = [_broadcast(b, b.add(x, const(_QUERY_START))) for x in q]
-            dots = [[[start, emit.int_vector(0)] for _ in keys] for start in starts]
-            for quad in range(QUADS):
-                vectors = [emit.load(b, b.add(address, const(VECTOR_BYTES * quad)), BYTES) for address in k]
-                for x, mine in zip(q, dots, strict=True):
-                    for part in range(2):
-                        other = _bytes_at(b, b.add(x, const(BLOCK * part + 4 * quad)))
-                        for vector, parts in zip(vectors, mine, strict=True):
-                            parts[part] = emit.dot_bytes(b, parts[part], vector, other)
-            factors = [emit.load_halves(b, emit.offset(b, b.add(key, scales), 2 * TILE, group)) for key in keys]
+            dots = _dots(b, q, k, ahead)
+            factors = [_load_scales(b, emit.offset(b, b.add(key, scales), 2 * TILE, group), ahead) for key in keys]
             for mine, sums in zip(dots, totals, strict=True):
-                for parts, factor, total in zip(mine, factors, sums, strict=True):
-                    b.store(emit.fma(b, _join(b, parts[0], parts[1], 7), factor, b.load(total)), total)
+                for dot, factor, total in zip(mine, factors, sums, strict=True):
+                    b.store(emit.fma(b, dot, factor, b.load(total)), total)
         for row, sums in enumerate(totals):
             scale = _broadcast(b, b.add(queries, const(QUERY_BYTES * row + _QUERY_SCALE)), emit.f32)
             for piece, total in enumerate(sums):
@@ -180,14 +208,16 @@ def _values_tile(rows: int, vectors: int) -> Any:
 
     @op(void, i64, i64, i64, i64, i64, i64)
     def tile(b: Builder, table: Value, pieces: Value, at: Value, weights: Value, out: Value, stride: Value) -> None:
-        zero = emit.int_vector(0)
-        dots = [[[emit.variable(b, zero) for _ in range(2)] for _ in range(vectors)] for _ in range(rows)]
+        ahead = emit.offset(
+            b, const(_PIECES * layout.int8_value_bytes(0)), _PIECES * TILE, stride
+        )  # a partition's values
+        dots = [[[emit.variable(b, emit.int_vector(0)) for _ in range(2)] for _ in range(vectors)] for _ in range(rows)]
         with emit.for_range(b, pieces) as piece:
             values = b.add(emit.load(b, emit.offset(b, table, 8, piece), emit.i64), at)
             quads = emit.offset(b, weights, 4 * TILE, piece)
             for quad in range(TILE // 4):
                 loaded = [
-                    emit.load(b, b.add(values, const(TILE * TILE * vector + VECTOR_BYTES * quad)), BYTES)
+                    _load_bytes(b, b.add(values, const(TILE * TILE * vector + VECTOR_BYTES * quad)), ahead)
                     for vector in range(vectors)
                 ]
                 for row, mine in enumerate(dots):
@@ -205,38 +235,24 @@ def _values_tile(rows: int, vectors: int) -> Any:
     return tile
 
 
-@helper
-def _fetch(address: int, size: int) -> None:
-    """Ask for memory that is soon needed: pieces of a kilobyte are too short for the processor to see it coming."""
-    for i in range(0, size, layout.CACHE_LINE):
-        prefetch(address + i)
-
-
 def _score_keys() -> Any:
-    most = _at_once(1)
-    multiply, multiply_one = (
-        any_rows(lambda rows: _scores_tile(rows, _at_once(rows))),
-        any_rows(lambda rows: _scores_tile(rows, 1)),
-    )
+    count = _together if emit.many_registers() else _singly
+    multiply = any_rows(lambda rows: _scores_tile(rows, count(rows)))
+    multiply_one, at_once = any_rows(lambda rows: _scores_tile(rows, 1)), helper(count)
 
     @helper
     def score(args: int, rows: int, keys: int, queries: int, scores: int, table: int) -> None:
         head_dim, pieces = arg(args, HEAD_DIM), keys // TILE
-        groups, at_once = (head_dim + BLOCK - 1) // BLOCK, min(most, max(1, 8 // rows))
-        addresses, size, value_size = table + 8 * KEYS // TILE, key_bytes(head_dim), value_bytes(head_width(args))
-        ahead = 4  # sub-blocks; often neighbours in a table are neighbours in memory
+        groups, size, addresses = (head_dim + BLOCK - 1) // BLOCK, key_bytes(head_dim), table + 8 * _PIECES
         for n in range(pieces):
-            number = load_i64(table + 8 * n)
-            store_i64(addresses + 8 * n, arg(args, KEYS_AT) + number * size)
-        whole = pieces // at_once * at_once
-        for n in range(pieces):
-            number = load_i64(table + 8 * n)
-            _fetch(arg(args, KEYS_AT) + (number + ahead) * size, size)
-            _fetch(arg(args, VALUES_AT) + number * value_size, value_size)
-            if n >= whole:
-                multiply_one(rows, addresses + 8 * n, groups, _KEY_GROUP * groups, queries, scores + 4 * TILE * n, 0)
-            elif n % at_once == 0:
-                multiply(rows, addresses + 8 * n, groups, _KEY_GROUP * groups, queries, scores + 4 * TILE * n, 0)
+            store_i64(addresses + 8 * n, arg(args, KEYS_AT) + load_i64(table + 8 * n) * size)
+        scales, ahead = _KEY_GROUP * groups, _PIECES * size
+        step = at_once(rows)
+        whole = pieces // step * step
+        for n in range(0, whole, step):
+            multiply(rows, addresses + 8 * n, groups, scales, queries, scores + 4 * TILE * n, ahead)
+        for n in range(whole, pieces):
+            multiply_one(rows, addresses + 8 * n, groups, scales, queries, scores + 4 * TILE * n, ahead)
 
     return score
 
@@ -248,7 +264,8 @@ def _softmax(
     width, lowest = head_width(args), splat(LOWEST_POWER)
     scales = arg(args, VALUES_AT) + TILE * width
     for i in range(0, keys, TILE):
-        store(spare + 4 * i, load_halves(scales + load_i64(table + i // 2) * value_bytes(width)))
+        at = scales + load_i64(table + i // 2) * value_bytes(width)
+        store(spare + 4 * i, load_value_scales(at, _PIECES * value_bytes(width)))
     for row in range(rows):
         mine = scores + 4 * KEYS * row
         top, total, largest = finite(load_f32(maxima + 4 * row)), zeros(), splat_int(0)
@@ -274,18 +291,16 @@ def _split_weights(x: int, keys: int, greatest: float, out: int) -> None:
 
 
 def _weigh_values() -> Any:
-    most = _at_once(1)
-    multiply, multiply_one = (
-        any_rows(lambda rows: _values_tile(rows, _at_once(rows))),
-        any_rows(lambda rows: _values_tile(rows, 1)),
-    )
+    count = _together if emit.many_registers() else _singly
+    multiply = any_rows(lambda rows: _values_tile(rows, count(rows)))
+    multiply_one, at_once = any_rows(lambda rows: _values_tile(rows, 1)), helper(count)
 
     @helper
     def weigh(args: int, rows: int, valid: int, weights: int, slot: int, spare: int, table: int) -> None:
         pieces, width = (valid + TILE - 1) // TILE, head_width(args)
         for n in range(pieces):
             store_i64(table + 8 * n, arg(args, VALUES_AT) + load_i64(table + 8 * n) * value_bytes(width))
-        step = TILE * min(most, max(1, 8 // rows))
+        step = TILE * at_once(rows)
         whole = width // step * step
         for i in range(0, whole, step):
             multiply(rows, table, pieces, TILE * i, weights, slot + 4 * i, width)

@@ -107,12 +107,13 @@ def store(b: Builder, address: Value, value: Value) -> None:
     b.store(value, b.inttoptr(address, ir.PointerType(value.type))).align = 1
 
 
-def prefetch(b: Builder, address: Value) -> None:
-    """Ask for the cache line at `address`, to be read soon; any address will do."""
+def prefetch(b: Builder, address: Value, near: bool = True) -> None:
+    """Ask for the cache line at `address`, to be read soon; any address will do. near: into the first cache, not only
+    into the second."""
     pointer = b.inttoptr(address, ir.PointerType(i8))
     kind = ir.FunctionType(ir.VoidType(), [pointer.type] + [i32] * 3)
     function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    b.call(function, [pointer] + [ir.Constant(i32, n) for n in (0, 3, 1)])
+    b.call(function, [pointer] + [ir.Constant(i32, n) for n in (0, 3 if near else 2, 1)])
 
 
 def splat(b: Builder, value: Value) -> Value:
