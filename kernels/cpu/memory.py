@@ -34,7 +34,8 @@ def large_empty(count: int) -> np.ndarray:
 
 def _map(size: int) -> np.ndarray:
     """At least `size` bytes that begin with a huge page."""
-    memory = mmap.mmap(-1, size + _HUGE)
+    # private: shared memory, Python's default, has huge pages only where the administrator allows them
+    memory = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(memory, np.uint8)
