@@ -174,6 +174,11 @@ def test_kernel_restart(lab, engine, page: Page) -> None:
     expect(status).to_have_text(re.compile("^step [1-9]"))
     assert engine.client.health()["pid"] == engine.info.pid
 
+    lab.restart_kernel(page)  # as another page or a script does
+    page.mouse.move(0, 0)
+    status.hover()
+    expect(status).to_have_text(RESTARTED)
+
 
 def test_dashboard(lab, page: Page) -> None:
     """All panels below one another, none wider than there is room, and one bar for all."""

@@ -48,7 +48,8 @@ function show(title, build, model, el) {
   const stopWatching = watchVisible(box, seen);
   const sayWhetherAlive = async () => bar.setKernel(await isAlive(model));
   model.on("comm_live_update", sayWhetherAlive);
-  const stopListening = watchKernel(model.widget_manager.kernel, sayWhetherAlive); // undefined in other front ends
+  const stopListening = watchKernel(model.widget_manager.kernel, () => bar.setKernel(false)); // undefined elsewhere
+  const stopAwaiting = awaitReader(box, sayWhetherAlive);
   draw();
   sayWhetherAlive(); // what a notebook was saved with has no kernel
 
@@ -58,6 +59,7 @@ function show(title, build, model, el) {
     model.off("change:state change:transport", redraw);
     model.off("comm_live_update", sayWhetherAlive);
     stopListening();
+    stopAwaiting();
     seen(false);
   };
 }
@@ -82,21 +84,26 @@ function watchVisible(element, callback) {
   };
 }
 
-/** Calls back when JupyterLab's kernel seems to be another one, which a page is not told that has not restarted it. */
+/** Calls back when JupyterLab's kernel speaks in another session: it is another process, which a page is not told that
+ * has not restarted it. What it says first may be lost, the end of an answer too: so no question is needed. */
 function watchKernel(kernel, callback) {
   let session = null;
-  const began = (_, status) => status === "starting" && callback(); // where the page is quick enough to hear of it
   const heard = (_, { msg, direction }) => {
     if (direction !== "recv" || msg.header.session === session) return;
     if (session !== null) callback();
     session = msg.header.session;
   };
-  kernel?.statusChanged.connect(began);
   kernel?.anyMessage.connect(heard);
-  return () => {
-    kernel?.statusChanged.disconnect(began);
-    kernel?.anyMessage.disconnect(heard);
-  };
+  return () => kernel?.anyMessage.disconnect(heard);
+}
+
+/** Calls back when a reader comes to the element, or back to the page. A kernel that has nothing to do says nothing of
+ * its own, a new one neither; and asking it regularly would keep it from ever counting as idle. */
+function awaitReader(element, callback) {
+  element.addEventListener("pointerenter", callback);
+  element.addEventListener("focusin", callback);
+  window.addEventListener("focus", callback);
+  return () => window.removeEventListener("focus", callback); // the others go with the element
 }
 
 /** Whether the kernel still knows the model: after a restart it does not. */
