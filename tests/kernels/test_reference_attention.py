@@ -37,6 +37,7 @@ def make_batch(query_lens: list[int], seq_lens: list[int], generator: torch.Gene
         starts.append(starts[-1] + queries)
     batch = Batch(
         token_ids=int32([0] * starts[-1]),
+        token_rows=int32([s for s, length in enumerate(query_lens) for _ in range(length)]),
         positions=int32(positions),
         slot_mapping=int32(slots),
         query_start_loc=int32(starts),
