@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vllm_nb.errors import VllmNbError
 
-VERSION = 1  # goes up when an event changes its meaning or its fields
+VERSION = 2  # goes up when an event changes its meaning or its fields
 POLL = 0.1  # seconds between two looks at the log: panels draw no oftener, and a look gets in the way of the kernels
 HEARTBEAT = 0.5  # seconds after which a reader is told that nothing has happened
 
@@ -224,6 +224,11 @@ def check_version(body: Any) -> None:
         raise EventFormatError("the events are damaged: there is no version number")
     if version > VERSION:
         raise EventFormatError(
-            f"the events are of version {version}, written by a newer vllm_nb; this one reads up to {VERSION}: "
+            f"the events are of version {version}, written by a newer vllm_nb; this one reads version {VERSION}: "
             "update it with `pip install --upgrade vllm-nb`"
+        )
+    if version < VERSION:
+        raise EventFormatError(
+            f"the events are of version {version}, written by an older vllm_nb; this one reads version {VERSION}: "
+            "record them anew, or restart an engine that was started with the older one"
         )

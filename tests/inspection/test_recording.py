@@ -73,7 +73,8 @@ def damaged(path, tmp_path, change):
         (lambda lines, raw: gzip.compress(b"".join([lines[0], *lines[2:]])), "without a snapshot"),
         (lambda lines, raw: gzip.compress(b"".join([*lines[:2], *lines[3:]])), "missing"),
         (lambda lines, raw: gzip.compress(lines[0] + lines[1] + b"[1, 2"), "not JSON"),
-        (lambda lines, raw: gzip.compress(lines[0].replace(b'"version": 1', b'"version": 2')), "newer vllm_nb"),
+        (lambda lines, raw: gzip.compress(lines[0].replace(b'"version": 2', b'"version": 3')), "newer vllm_nb"),
+        (lambda lines, raw: gzip.compress(lines[0].replace(b'"version": 2', b'"version": 1')), "older vllm_nb"),
         (lambda lines, raw: raw[:3000] + bytes(50) + raw[3050:], "damaged.vnb"),
     ],
 )

@@ -93,8 +93,8 @@ function watchKernel(kernel, callback) {
     if (session !== null) callback();
     session = msg.header.session;
   };
-  kernel?.anyMessage.connect(heard);
-  return () => kernel?.anyMessage.disconnect(heard);
+  kernel?.anyMessage?.connect(heard);
+  return () => kernel?.anyMessage?.disconnect(heard);
 }
 
 /** Calls back when a reader comes to the element, or back to the page. A kernel that has nothing to do says nothing of
