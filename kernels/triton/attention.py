@@ -6,8 +6,9 @@ tile. It walks over the context in tiles of TILE keys, looked up in the block ta
 al. 2022, Milakov and Gimelshein 2018).
 
 Grid (T // BLOCK_Q + S, Hkv, splits): the first is an upper bound for the query tiles of S sequences, so the host needs
-not know their lengths; a program that finds no tokens ends. With splits > 1 (decoding few long contexts) each program
-walks a part of the tiles and leaves an unnormalised sum, which `merge_splits` puts together, grid (T, Hq).
+not know their lengths; a program that finds no tokens ends. Where all decode it is (S, Hkv, splits). With splits > 1
+(decoding few long contexts) each program walks a part of the tiles and leaves an unnormalised sum, which `merge_splits`
+puts together, grid (T, Hq).
 
 Bytes: keys and values of the context once for each query tile and key head, 2 * Hkv * D * itemsize a token of context;
 decoding reads nothing twice. Layout: Kwon et al. 2023 (block table), with heads outside of a block's tokens.
@@ -22,9 +23,7 @@ from torch import Tensor
 
 from vllm_nb.kernels.backend import PagedBatch
 from vllm_nb.kernels.triton.kv_cache import KVCache
-from vllm_nb.kernels.triton.tiles import attention_tiles, gpu_of, num_splits, padded
-
-MAX_SPLITS = 64
+from vllm_nb.kernels.triton.tiles import MAX_SPLITS, attention_tiles, gpu_of, num_splits, padded
 
 
 @triton.jit
@@ -77,6 +76,7 @@ def attention_kernel(
     D_PAD: tl.constexpr,
     DV: tl.constexpr,
     DV_PAD: tl.constexpr,
+    DECODE: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
@@ -84,10 +84,16 @@ def attention_kernel(
     LOG2E: tl.constexpr = 1.4426950408889634
     KV_HEADS: tl.constexpr = HEADS // GROUP
     kv_head = tl.program_id(1)
-    seq = _sequence_of(tl.program_id(0), query_start_loc, num_seqs, BLOCK_Q)
-    first_token = tl.load(query_start_loc + seq)
+    if DECODE:
+        seq = tl.program_id(0)
+        first_token = tl.load(query_start_loc + seq)
+        first_query = 0
+    else:  # the last queries first: theirs is the longest context, and whoever starts last should have the shortest
+        query_tile = tl.num_programs(0) - 1 - tl.program_id(0)
+        seq = _sequence_of(query_tile, query_start_loc, num_seqs, BLOCK_Q)
+        first_token = tl.load(query_start_loc + seq)
+        first_query = (query_tile - first_token // BLOCK_Q - seq) * BLOCK_Q
     query_len = tl.load(query_start_loc + seq + 1) - first_token
-    first_query = (tl.program_id(0) - first_token // BLOCK_Q - seq) * BLOCK_Q
     if first_query >= query_len:
         return
     seq_len = tl.load(seq_lens + seq)
@@ -104,11 +110,11 @@ def attention_kernel(
     queries = tl.load(q + row[:, None] * D + d[None, :], mask=real[:, None] & (d < D)[None, :], other=0.0)
     position = past + query
     if ENDS:
-        end = tl.load(ends + first_token + query, mask=real, other=0)
-        last_end = tl.minimum(tl.max(end), seq_len)
+        end = tl.minimum(tl.load(ends + first_token + query, mask=real, other=0), seq_len)
+        last_end = tl.max(end)
     else:
-        end = position + 1
-        last_end = tl.minimum(past + tl.minimum(first_query + BLOCK_Q, query_len), seq_len)
+        end = tl.minimum(position + 1, seq_len)
+        last_end = tl.minimum(past + first_query + BLOCK_Q, seq_len)
 
     first_tile = 0
     if WINDOW:
@@ -128,31 +134,41 @@ def attention_kernel(
             largest = tl.load(sinks + head, mask=real, other=0.0).to(tl.float32) * LOG2E
             total += 1.0
 
+    # Tiles that all rows see whole come first, without masks; where most have an edge, all are masked.
+    ALL_MASKED: tl.constexpr = 1 if DECODE or WINDOW or ENDS else 0
+    whole = first_tile if ALL_MASKED else tl.minimum((past + first_query + 1) // TILE, last_tile)
     t = tl.arange(0, TILE)
-    factor = scale if CAP else scale * LOG2E
-    for tile in range(first_tile, last_tile):
-        at = tile * TILE + t
-        exists = at < seq_len
-        block = tl.load(block_tables + seq * table_stride.to(tl.int64) + at // BLOCK_SIZE, mask=exists, other=0)
-        slot = (block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK_SIZE + at % BLOCK_SIZE
-        k = tl.load(keys + slot[None, :] * D + d[:, None], mask=exists[None, :] & (d < D)[:, None], other=0.0)
-        scores = tl.dot(queries, k.to(queries.dtype), input_precision="ieee") * factor
-        if CAP:
-            scores = _cap(scores, cap) * LOG2E
-        seen = (at[None, :] < end[:, None]) & exists[None, :]
-        if WINDOW:
-            seen &= at[None, :] > position[:, None] - WINDOW
-        scores = tl.where(seen, scores, float("-inf"))
+    table = block_tables + seq * table_stride.to(tl.int64)
+    factor = LOG2E if CAP else scale * LOG2E
+    for masked in tl.static_range(ALL_MASKED, 2):
+        begin = whole if masked else first_tile
+        # Blocks are looked up a tile ahead: were their numbers read where keys and values are, Triton's pipeline would
+        # ask for these only when the tile before is done with.
+        block = tl.load(table + (begin * TILE + t) // BLOCK_SIZE, mask=begin * TILE + t < seq_len, other=0)
+        for tile in range(begin, last_tile if masked else whole):
+            at = tile * TILE + t
+            slot = (block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK_SIZE + at % BLOCK_SIZE
+            block = tl.load(table + (at + TILE) // BLOCK_SIZE, mask=at + TILE < seq_len, other=0)
+            exists = at < (seq_len if masked else (tile + 1) * TILE)
+            k = tl.load(keys + slot[None, :] * D + d[:, None], mask=exists[None, :] & (d < D)[:, None], other=0.0)
+            scores = tl.dot(queries, k.to(queries.dtype), input_precision="ieee")
+            if CAP:
+                scores = _cap(scores * scale, cap)
+            if masked:
+                seen = at[None, :] < end[:, None]
+                if WINDOW:
+                    seen &= at[None, :] > position[:, None] - WINDOW
+                scores = tl.where(seen, scores, float("-inf"))
 
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        # A row that has seen nothing yet keeps -inf; subtracting 0 instead avoids -inf - -inf.
-        shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        p = tl.exp2(scores - shift[:, None])
-        shrink = tl.exp2(largest - shift)
-        total = total * shrink + tl.sum(p, 1)
-        v = tl.load(values + slot[:, None] * DV + dv[None, :], mask=exists[:, None] & (dv < DV)[None, :], other=0.0)
-        acc = acc * shrink[:, None] + tl.dot(p.to(queries.dtype), v.to(queries.dtype), input_precision="ieee")
-        largest = new_largest
+            new_largest = tl.maximum(largest, tl.max(scores, 1) * factor)
+            # A row that has seen nothing yet keeps -inf; subtracting 0 instead avoids -inf - -inf.
+            shift = tl.where(new_largest == float("-inf"), 0.0, new_largest) if masked else new_largest
+            p = tl.exp2(scores * factor - shift[:, None])
+            shrink = tl.exp2(largest - shift)
+            total = total * shrink + tl.sum(p, 1)
+            v = tl.load(values + slot[:, None] * DV + dv[None, :], mask=exists[:, None] & (dv < DV)[None, :], other=0.0)
+            acc = acc * shrink[:, None] + tl.dot(p.to(queries.dtype), v.to(queries.dtype), input_precision="ieee")
+            largest = new_largest
 
     store = real[:, None] & (dv < DV)[None, :]
     acc *= value_scale
@@ -229,7 +245,8 @@ def attention(
         target = torch.empty(num_tokens, num_heads, splits, value_dim, dtype=torch.float32, device=q.device)
         sums = torch.empty(num_tokens, num_heads, splits, 2, dtype=torch.float32, device=q.device)
     options: dict[str, Any] = {"num_warps": tiles.warps, "num_stages": tiles.stages}
-    attention_kernel[(num_tokens // tiles.block_q + num_seqs, num_kv_heads, splits)](
+    query_tiles = num_seqs if decoding else num_tokens // tiles.block_q + num_seqs
+    attention_kernel[(query_tiles, num_kv_heads, splits)](
         target,
         sums,
         q,
@@ -257,6 +274,7 @@ def attention(
         D_PAD=padded(head_dim),
         DV=value_dim,
         DV_PAD=padded(value_dim),
+        DECODE=decoding,
         BLOCK_Q=tiles.block_q,
         BLOCK_M=tiles.block_m,
         TILE=tiles.tile,

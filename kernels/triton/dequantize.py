@@ -10,10 +10,8 @@ import triton.language as tl
 
 
 @triton.jit
-def input_index(start, field, WIDTH: tl.constexpr, LOW: tl.constexpr):
-    """Inputs [WIDTH] that `field` of the WIDTH bytes from byte `start` on belongs to. LOW 0: not planes, input =
-    byte."""
-    j = start + tl.arange(0, WIDTH)
+def input_index(j, field, LOW: tl.constexpr):
+    """The inputs that `field` of the bytes j of a row belongs to. LOW 0: not planes, input = byte."""
     if LOW:
         BYTES: tl.constexpr = 4 * LOW  # of a block of 32 inputs
         j = j // BYTES * 32 + field * BYTES + j % BYTES
@@ -21,12 +19,43 @@ def input_index(start, field, WIDTH: tl.constexpr, LOW: tl.constexpr):
 
 
 @triton.jit
-def weight_tile(
+def numbers(
     low,  # planes [N, K * LOW / 8], or values [N, K] of any type
+    high,
+    codebook,  # float32 [16]
+    row,  # int64, of a shape that broadcasts with j's
+    j,  # bytes (or values) of a row
+    inside,
+    field,
+    K: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    ZERO: tl.constexpr,
+    CODEBOOK: tl.constexpr,
+):
+    """float32: what is stored there, without its scale; 0 where not `inside`, if there is no scale."""
+    ROW: tl.constexpr = K * LOW // 8 if LOW else K
+    stored = tl.load(low + row * ROW + j, mask=inside, other=0.0 if LOW == 0 else 0)
+    if LOW == 0:
+        number = stored.to(tl.float32)
+    else:
+        bits = (stored.to(tl.int32) >> (LOW * field)) & ((1 << LOW) - 1)
+        if HIGH:
+            BYTES: tl.constexpr = 4 * HIGH  # of a block of 32 inputs
+            k = input_index(j, field, LOW)
+            more = tl.load(high + row * (K * HIGH // 8) + k // 32 * BYTES + k % BYTES, mask=inside, other=0)
+            bits += ((more.to(tl.int32) >> (k % 32 // BYTES * HIGH)) & ((1 << HIGH) - 1)) << LOW
+        number = tl.load(codebook + bits) if CODEBOOK else (bits - ZERO).to(tl.float32)
+    return number
+
+
+@triton.jit
+def weight_tile(
+    low,  # as for `numbers`
     high,
     scales,  # float16 [N, K / GROUP]
     minima,
-    codebook,  # float32 [16]
+    codebook,
     n,  # rows [BLOCK_N]
     start,  # first byte (or value) in a row
     field,
@@ -41,28 +70,13 @@ def weight_tile(
     CODEBOOK: tl.constexpr,
 ):
     """float32 [BLOCK_N, WIDTH]; 0 outside of the matrix."""
-    j = start + tl.arange(0, WIDTH)
+    j = (start + tl.arange(0, WIDTH))[None, :]
     row = n.to(tl.int64)[:, None]
-    ROW: tl.constexpr = K * LOW // 8 if LOW else K
-    inside = (n < N)[:, None] & (j < ROW)[None, :]
-    stored = tl.load(low + row * ROW + j[None, :], mask=inside, other=0.0 if LOW == 0 else 0)
-    if LOW == 0:
-        value = stored.to(tl.float32)
-    else:
-        k = input_index(start, field, WIDTH, LOW)[None, :]
-        number = (stored.to(tl.int32) >> (LOW * field)) & ((1 << LOW) - 1)
-        if HIGH:
-            i = k % 32
-            BYTES: tl.constexpr = 4 * HIGH  # of a block of 32 inputs
-            at = row * (K * HIGH // 8) + k // 32 * BYTES + i % BYTES
-            bits = tl.load(high + at, mask=inside, other=0).to(tl.int32)
-            number += ((bits >> (i // BYTES * HIGH)) & ((1 << HIGH) - 1)) << LOW
-        group = row * (K // GROUP) + k // GROUP
-        scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
-        if CODEBOOK:
-            value = scale * tl.load(codebook + number)
-        else:
-            value = scale * (number - ZERO).to(tl.float32)
+    inside = (n < N)[:, None] & (j < (K * LOW // 8 if LOW else K))
+    value = numbers(low, high, codebook, row, j, inside, field, K, LOW, HIGH, ZERO, CODEBOOK)
+    if LOW:
+        group = row * (K // GROUP) + input_index(j, field, LOW) // GROUP
+        value *= tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
         if HAS_MIN:
             value += tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
     return value

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vllm_nb.kernels.planes import CODEBOOK
-from vllm_nb.kernels.triton.dequantize import input_index, weight_tile
+from vllm_nb.kernels.triton.dequantize import input_index, numbers, weight_tile
 from vllm_nb.kernels.triton.packing import Planes, Scaled, Segment, Weight
 from vllm_nb.kernels.triton.tiles import gemm_tiles, gemv_tiles, gpu_of
 
 GEMV_ROWS = 4  # more rows of x are cheaper on tensor cores
+RUN = 8  # bytes of a weight that one thread reads at once: 16 bytes of x (and of a bfloat16 weight) go with them
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -45,30 +46,48 @@ def gemv_kernel(
     LOOKUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
+    RUN: tl.constexpr,
 ):
-    """Grid (N / BLOCK_N, splits)."""
+    """Grid (N / BLOCK_N, splits). A thread reads a run of RUN bytes (or values) in each of the rows, which have a scale
+    in common, and sums up for itself: threads meet once, at the end. Dimensions: row of x, row of the weight, run, byte.
+    """
     FIELDS: tl.constexpr = 8 // LOW if LOW else 1
     ROW: tl.constexpr = K * LOW // 8 if LOW else K
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    t = tl.arange(0, ROWS)
-    sums = tl.zeros([ROWS, BLOCK_N, WIDTH], tl.float32)  # added up at the end: until then no thread waits for another
+    t = tl.arange(0, ROWS)[:, None, None, None]
+    n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
+    run = tl.arange(0, WIDTH // RUN)[None, None, :] * RUN
+    byte = tl.arange(0, RUN)[None, None, None, :]
+    row = n.to(tl.int64)
+    sums = tl.zeros([ROWS, BLOCK_N, WIDTH // RUN], tl.float32)
     tiles = tl.cdiv(ROW, WIDTH)
     share = tl.cdiv(tiles, tl.num_programs(1))
     first = tl.program_id(1) * share
     for tile in range(first, tl.minimum(first + share, tiles)):
+        j = tile * WIDTH + run
+        bytes = j[:, :, :, None] + byte
+        inside = (n < N) & (j < ROW)
         for field in tl.static_range(FIELDS):
-            w = weight_tile(
-                low, high, scales, minima, codebook, n, tile * WIDTH, field, N,
-                K, WIDTH, LOW, HIGH, GROUP, HAS_MIN, ZERO, LOOKUP,
+            w = numbers(
+                low, high, codebook, row[:, :, :, None], bytes, inside[:, :, :, None] & (bytes < ROW), field,
+                K, LOW, HIGH, ZERO, LOOKUP,
             )  # fmt: skip
-            k = input_index(tile * WIDTH, field, WIDTH, LOW)
-            inputs = tl.load(x + t[:, None] * K + k[None, :], mask=(t < T)[:, None] & (k < K)[None, :], other=0.0)
-            sums += inputs.to(tl.float32)[:, None, :] * w[None, :, :]
+            first_input = input_index(j, field, LOW)
+            k = first_input[:, :, :, None] + byte
+            inputs = tl.load(x + t * K + k, mask=(t < T) & (k < K), other=0.0).to(tl.float32)
+            part = tl.sum(inputs * w, 3)
+            if LOW:
+                group = row * (K // GROUP) + first_input // GROUP
+                part *= tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+                if HAS_MIN:
+                    part += tl.sum(inputs, 3) * tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
+            sums += part
     acc = tl.sum(sums, 2)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     if ROW_SCALES:
         acc *= tl.load(row_scales + n, mask=n < N, other=0.0)[None, :]
-    at = (tl.program_id(1).to(tl.int64) * T + t[:, None]) * N + n[None, :]
-    tl.store(out + at, acc.to(out.dtype.element_ty), mask=(t < T)[:, None] & (n < N)[None, :])
+    t = tl.arange(0, ROWS)[:, None]
+    at = (tl.program_id(1).to(tl.int64) * T + t) * N + n[None, :]
+    tl.store(out + at, acc.to(out.dtype.element_ty), mask=(t < T) & (n < N)[None, :])
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -110,7 +129,7 @@ def gemm_kernel(
                 low, high, scales, minima, codebook, n, tile * WIDTH, field, N,
                 K, WIDTH, LOW, HIGH, GROUP, HAS_MIN, ZERO, LOOKUP,
             )  # fmt: skip
-            k = input_index(tile * WIDTH, field, WIDTH, LOW)
+            k = input_index(tile * WIDTH + tl.arange(0, WIDTH), field, LOW)
             inside = (m < T)[:, None] & (k < K)[None, :]
             inputs = tl.load(x + m.to(tl.int64)[:, None] * K + k[None, :], mask=inside, other=0.0)
             acc += tl.dot(inputs, tl.trans(w.to(inputs.dtype)), input_precision="ieee")
@@ -149,7 +168,7 @@ def embedding_kernel(
             low, high, scales, minima, codebook, n, tl.program_id(1) * WIDTH, field, N,
             K, WIDTH, LOW, HIGH, GROUP, HAS_MIN, ZERO, LOOKUP,
         )  # fmt: skip
-        k = input_index(tl.program_id(1) * WIDTH, field, WIDTH, LOW)
+        k = input_index(tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), field, LOW)
         tl.store(out + token * K + k[None, :], (w * factor).to(out.dtype.element_ty), mask=(k < K)[None, :])
 
 
@@ -208,6 +227,7 @@ def _gemv(x: Tensor, segment: Segment) -> Tensor:
         ROWS=triton.next_power_of_2(count),
         BLOCK_N=tiles.block_n,
         WIDTH=tiles.width,
+        RUN=RUN,
         **options,
         num_warps=tiles.warps,
     )

@@ -1,11 +1,13 @@
 """Sizes of tiles, by shape and by what the GPU is: tables instead of tuning while requests wait."""
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
 import triton
 
+MAX_SPLITS = 64
 MIN_TOKENS_OF_SPLIT = 256  # a shorter part costs more in merging than it gains
 
 
@@ -53,7 +55,7 @@ def attention_tiles(head_dim: int, item_size: int, group: int, decoding: bool, g
         block_m = max(16, triton.next_power_of_2(group))
         # Enough bytes in flight for one program to keep its share of the memory busy: about 32 KB of keys and values.
         tile = 32 if head_dim * item_size > 256 else 64
-        return AttentionTiles(block_m, max(1, block_m // group), tile, 4, 3)
+        return AttentionTiles(block_m, 1, tile, 4, 3)
     block_m = max(triton.next_power_of_2(group), 128 if head_dim <= 128 and item_size <= 2 else 32)
     # Before Hopper the operands of a product lie in registers, so wide heads leave room for half a tile.
     tile = 64 if item_size <= 2 and (head_dim <= 64 or gpu.capability >= 90) else 32
@@ -61,11 +63,21 @@ def attention_tiles(head_dim: int, item_size: int, group: int, decoding: bool, g
     return AttentionTiles(block_m, block_m // group, tile, warps, 3 if head_dim <= 128 else 2)
 
 
+@functools.cache
 def num_splits(programs: int, max_seq_len: int, tile: int, gpu: Gpu) -> int:
-    """Parts to cut decoding contexts into, so that `programs` of them fill the GPU about twice. The count follows from
-    sizes that a captured graph fixes, never from lengths on the device."""
-    wanted = -(-2 * gpu.processors // programs)
-    return max(1, min(wanted, max_seq_len // max(MIN_TOKENS_OF_SPLIT, tile)))
+    """Parts to cut decoding contexts into, so that `programs` of them give each processor about the same: two or more,
+    and few processors idle at the end. The count follows from sizes that a captured graph fixes, never from lengths on
+    the device."""
+    most = max(1, min(MAX_SPLITS, max_seq_len // max(MIN_TOKENS_OF_SPLIT, tile)))
+
+    def busy(splits: int) -> float:
+        """The part of the processors' time that is used, were all programs alike; ones that are alone wait for
+        memory."""
+        each = programs * splits / gpu.processors
+        return each / max(2, math.ceil(each))
+
+    enough = (n for n in range(1, most + 1) if busy(n) >= 0.95)
+    return next(enough, max(range(1, most + 1), key=busy))
 
 
 @dataclass(frozen=True)
@@ -82,10 +94,10 @@ class ProductTiles:
 
 @functools.cache
 def gemv_tiles(rows: int, row_bytes: int, low: int, gpu: Gpu) -> ProductTiles:
-    """A program reads block_n rows of the weight; more programs share a row where there are few rows. Taking planes
-    apart needs registers, which leaves room for half as many sums."""
-    width = min(256 if low else 512, max(32, triton.next_power_of_2(row_bytes)))
-    block_n = 4 if width >= 256 else 16
+    """A program reads block_n rows of the weight, all threads side by side in each; more programs share a row where
+    there are few rows."""
+    width = min(1024, max(32, triton.next_power_of_2(row_bytes)))
+    block_n = 4
     programs = triton.cdiv(rows, block_n)
     splits = max(1, min(4 * gpu.processors // programs, row_bytes // (2 * width)))
     return ProductTiles(1, block_n, width, splits, 4)
