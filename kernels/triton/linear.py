@@ -48,8 +48,8 @@ def gemv_kernel(
     WIDTH: tl.constexpr,
     RUN: tl.constexpr,
 ):
-    """Grid (N / BLOCK_N, splits). A thread reads a run of RUN bytes (or values) in each of the rows, which have a scale
-    in common, and sums up for itself: threads meet once, at the end. Dimensions: row of x, row of the weight, run, byte.
+    """Grid (N / BLOCK_N, splits). A thread reads a run of RUN bytes (or values) of each row, which have a scale in
+    common, and sums up for itself: threads meet once, at the end. Dimensions: row of x, row of the weight, run, byte.
     """
     FIELDS: tl.constexpr = 8 // LOW if LOW else 1
     ROW: tl.constexpr = K * LOW // 8 if LOW else K
@@ -215,7 +215,7 @@ def _gemv(x: Tensor, segment: Segment) -> Tensor:
     """[splits, T, N]"""
     count, (rows, size) = x.shape[0], segment.shape
     pointers, options = _planes(segment)
-    tiles = gemv_tiles(rows, _row_bytes(size, options), options["LOW"], gpu_of(x.device))
+    tiles = gemv_tiles(rows, _row_bytes(size, options), gpu_of(x.device))
     out = _room(x, rows, tiles.splits)
     gemv_kernel[(triton.cdiv(rows, tiles.block_n), tiles.splits)](
         out,

@@ -93,11 +93,11 @@ class ProductTiles:
 
 
 @functools.cache
-def gemv_tiles(rows: int, row_bytes: int, low: int, gpu: Gpu) -> ProductTiles:
-    """A program reads block_n rows of the weight, all threads side by side in each; more programs share a row where
-    there are few rows."""
+def gemv_tiles(rows: int, row_bytes: int, gpu: Gpu) -> ProductTiles:
+    """A program reads block_n rows of the weight, 4096 bytes (or values) at a time: all threads side by side in each
+    row that is wide enough. More programs share a row where there are few rows."""
     width = min(1024, max(32, triton.next_power_of_2(row_bytes)))
-    block_n = 4
+    block_n = 4096 // width
     programs = triton.cdiv(rows, block_n)
     splits = max(1, min(4 * gpu.processors // programs, row_bytes // (2 * width)))
     return ProductTiles(1, block_n, width, splits, 4)

@@ -209,7 +209,7 @@ def _size(text: str) -> tuple[int, int]:
 def _add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument(
-        "--only", nargs="+", default=[""], metavar="TEXT", help="only cases whose name holds one of these"
+        "--only", nargs="+", default=[], metavar="TEXT", help="only cases whose name holds one of these"
     )
     parser.set_defaults(handler=_compile)
 
@@ -318,6 +318,6 @@ def _gpu(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    from vllm_nb.bench.gpu_resources import run
+    from vllm_nb.bench.gpu_launches import run
 
     return run(args)

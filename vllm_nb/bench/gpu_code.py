@@ -23,15 +23,17 @@ class Code:
     """registers: of a thread. spilled: bytes a thread keeps in local memory. resident: programs that a processor holds
     at once.
 
-    Of the loop that reads most, or of all code where no loop reads: widest, bits of its widest load from global memory;
-    round_bytes, that a program's threads load in one round; barriers, at which they wait for each other. mma: what
-    multiplies on tensor cores there: "wgmma", "mma" or none."""
+    Of the loop that reads most, or of all code where no loop reads: load_bits, of its widest load from global memory;
+    round_bytes, that a program loads in one round; copies, whether that goes to shared memory while others go on;
+    barriers, at which threads wait for each other; mma, what multiplies on tensor cores there ("wgmma", "mma" or "").
+    """
 
     registers: int
     spilled: int
     resident: int
-    widest: int
+    load_bits: int
     round_bytes: int
+    copies: bool
     barriers: int
     mma: str
 
@@ -51,8 +53,9 @@ def read_code(cubin: bytes, warps: int, shared: int, capability: int) -> Code:
         registers=registers,
         spilled=int(found[2]) + int(found[3]),
         resident=_resident(registers, warps, shared, capability),
-        widest=8 * widest,
+        load_bits=8 * widest,
         round_bytes=32 * warps * loaded,
+        copies=_count(main, "LDGSTS") > 0,
         barriers=_count(main, "BAR.SYNC"),
         mma=products,
     )
@@ -73,7 +76,9 @@ def _parts(lines: list[str]) -> list[Counter[str]]:
     """How often each instruction stands in each innermost loop, which is what a jump backwards encloses; and in all
     the code, where no loop loads anything."""
     labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line)}
-    jumps = [(labels.get(found[1], i), i) for i, line in enumerate(lines) if (found := re.search(r"BRA.*`\((\S+)\)", line))]
+    jumps = [
+        (labels.get(found[1], i), i) for i, line in enumerate(lines) if (found := re.search(r"BRA.*`\((\S+)\)", line))
+    ]
     loops = [(a, b) for a, b in jumps if a < b]
     inner = [(a, b) for a, b in loops if not any((a, b) != other and a <= other[0] <= other[1] <= b for other in loops)]
     counted = [_instructions(lines[a : b + 1]) for a, b in inner]
@@ -85,8 +90,10 @@ def _instructions(lines: list[str]) -> Counter[str]:
 
 
 def _loaded(part: Counter[str]) -> tuple[int, int]:
-    """Bytes of a thread's widest load from global memory, and of all."""
-    sizes = [(_size(name), count) for name, count in part.items() if re.match(r"LDG", name)]
+    """Bytes of a thread's widest load from global memory, and of all; of copies to shared memory alone where there are
+    any: what else is read is where to copy from."""
+    kind = "LDGSTS" if _count(part, "LDGSTS") else "LDG"
+    sizes = [(_size(name), count) for name, count in part.items() if name.startswith(kind)]
     return max((size for size, _ in sizes), default=0), sum(size * count for size, count in sizes)
 
 

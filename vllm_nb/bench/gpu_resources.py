@@ -1,18 +1,14 @@
-"""Every Triton kernel compiled for GPUs that need not be there: registers, shared memory, and what spills to memory.
+"""Every Triton kernel compiled for GPUs that need not be there: registers, shared memory, what spills to memory, and
+what a processor has on its way from memory while the kernel's programs fill it.
 
 The kernels are compiled exactly as their functions launch them: the launch is recorded on tensors without storage, at
 the shapes of real models, and then compiled for an explicit target.
 """
 
-import argparse
-import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from vllm_nb.bench.report import show
+from vllm_nb.bench.gpu_code import read_code
 from vllm_nb.engine.batch import Batch
 from vllm_nb.kernels import triton as kernels
 from vllm_nb.kernels.planes import GGUF_PLANES
@@ -51,11 +47,6 @@ class Launch:
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, int]
-
-
-def run(args: argparse.Namespace) -> int:
-    show(list(resources(args.only)), args.json, "Triton kernels, compiled for sm_80 and sm_90")
-    return 0
 
 
 def resources(only: Sequence[str] = ("",)) -> Iterator[dict[str, Any]]:
@@ -115,28 +106,23 @@ def _compiled(case: str, launch: Launch, gpu: tiles.Gpu) -> Iterator[dict[str, A
     compiled = triton.compile(
         source, target=GPUTarget("cuda", gpu.capability, 32), options=launch.options | {"enable_fp_fusion": True}
     )
-    registers, spilled = _usage(compiled.asm["cubin"])
+    metadata = compiled.metadata
+    code = read_code(compiled.asm["cubin"], metadata.num_warps, metadata.shared, gpu.capability)
+    ahead = metadata.num_stages - 1 if code.copies else 1
     yield {
         "kernel": launch.kernel.__name__,
         "case": case,
         "sm": gpu.capability,
-        "warps": compiled.metadata.num_warps,
-        "registers": registers,
-        "shared_kb": round(compiled.metadata.shared / 1024, 1),
-        "spilled_bytes": spilled,
+        "warps": metadata.num_warps,
+        "registers": code.registers,
+        "shared_kb": round(metadata.shared / 1024, 1),
+        "spilled_bytes": code.spilled,
+        "resident": code.resident,
+        "load_bits": code.load_bits,
+        "in_flight_kb": round(code.resident * ahead * code.round_bytes / 1024, 1),
+        "barriers": code.barriers,
+        "mma": code.mma,
     }
-
-
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers a thread, and bytes of local memory a thread, which is where registers are spilled to."""
-    tool = Path(triton.backends.__file__).parent / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
-    assert found, text
-    return int(found[1]), int(found[2]) + int(found[3])
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
