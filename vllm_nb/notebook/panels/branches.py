@@ -1,8 +1,11 @@
 """Which sequences of an engine are forks of which: those that share a prompt and a beginning of its answer."""
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 from vllm_nb.inspection.view import EngineView
+
+_ABOVE_ALL = 1 << 62  # more than any token id
 
 
 @dataclass(frozen=True)
@@ -27,28 +30,19 @@ class Branch:
 
 def branches_of(view: EngineView) -> list[Branch]:
     """In order of arrival. A fork's prompt goes on after the prompt of its tree, with the parent's tokens but for the
-    last: of several that could be its parent, the one that shares most."""
-    found: list[Branch] = []
-    for number in sorted(view.sequences):
-        if not view.sequences[number].logprobs:
+    last: of several that could be its parent, the one that shares most, that is with the shortest prompt."""
+    found: dict[int, Branch] = {}
+    known: list[tuple[list[int], int, int]] = []  # tokens, length of the tree's prompt, sequence: sorted, so those that
+    for number in sorted(view.sequences):  # begin alike stand together
+        seq = view.sequences[number]
+        if not seq.logprobs:
             continue
-        shared, parent = max(((_shared(view, number, other), other) for other in found), default=(0, None), key=_first)
-        if parent is None or shared == 0:
-            found.append(Branch(number, number))
+        kept = seq.tokens[: seq.prompt_len - 1]
+        alike = known[bisect_left(known, (kept,)) : bisect_left(known, ([*kept, _ABOVE_ALL],))]
+        length, parent = min((entry[1:] for entry in alike), default=(seq.prompt_len, number))
+        if length < seq.prompt_len:
+            found[number] = Branch(number, found[parent].root, parent, seq.prompt_len - length - 1)
         else:
-            found.append(Branch(number, parent.root, parent.number, shared - 1))
-    return found
-
-
-def _first(pair: tuple[int, "Branch | None"]) -> int:
-    return pair[0]
-
-
-def _shared(view: EngineView, number: int, other: Branch) -> int:
-    """One more than the output tokens of `other` that the sequence keeps; 0 where it is no fork of it."""
-    seq, prompt, output = view.sequences[number], other.prompt(view), other.output(view)
-    given = seq.tokens[len(prompt) : seq.prompt_len]
-    if seq.tokens[: len(prompt)] != prompt or not given:
-        return 0
-    kept = len(given) - 1
-    return kept + 1 if output[:kept] == given[:kept] else 0
+            length, found[number] = seq.prompt_len, Branch(number, number)
+        insort(known, (seq.tokens, length, number))
+    return list(found.values())
