@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -56,6 +57,23 @@ def test_other_dtypes_are_predicted_too(tiny_model_path: Path) -> None:
         assert base.weight_bytes[dtype] == other.use.weights
         assert base.kv_token_bytes[dtype] * 64 * 16 == other.use.kv
     assert base.dtype == "auto"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_kv_cache_beyond_the_machine_is_refused_in_words(tiny_model_path: Path, backend: str) -> None:
+    checkpoint = open_checkpoint(tiny_model_path)
+    config = EngineConfig(num_kv_blocks=90_000_000, block_size=64, backend=backend)
+    total = psutil.virtual_memory().total / 1e9
+    said = (
+        rf"num_kv_blocks 90,000,000 would be a KV cache of [\d,.]+ GB, and this machine has {total:,.1f} GB of memory"
+    )
+    with pytest.raises(ModelLoadError, match=rf"^{said}, [\d.]+ GB of it free; lower num_kv_blocks, or leave it out"):
+        Engine(tiny_model_path, config)
+    block = predict_memory(checkpoint, replace(config, num_kv_blocks=1)).use.kv
+    most = psutil.virtual_memory().total // block
+    assert predict_memory(checkpoint, replace(config, num_kv_blocks=most)).num_blocks == most
+    with pytest.raises(ModelLoadError, match="lower num_kv_blocks"):
+        predict_memory(checkpoint, replace(config, num_kv_blocks=most + 1))
 
 
 def test_headers_alone_are_read(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

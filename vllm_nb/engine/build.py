@@ -11,7 +11,7 @@ from vllm_nb.engine.block_manager import BlockManager
 from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
-from vllm_nb.engine.memory import MemoryPlan, kv_token_bytes, plan_memory
+from vllm_nb.engine.memory import MemoryPlan, kv_token_bytes, plan_memory, read_device
 from vllm_nb.engine.placement import Placement, place
 from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler
@@ -77,7 +77,13 @@ def plan_capacity(
             "made for; lower it, or stretch the context with with_yarn_scaling_factor(...)"
         )
     wanted = config.max_model_len or model.max_position
-    num_blocks = config.num_kv_blocks or _blocks_that_fit(model, config, placement, wanted, activation_bytes)
+    block_bytes = kv_token_bytes(model, placement, config.block_size, placement.kv_dtype) * config.block_size
+    free = _free_memory(placement.device) - activation_bytes
+    if config.num_kv_blocks is None:
+        num_blocks = _blocks_that_fit(config, placement.device, wanted, block_bytes, free)
+    else:
+        num_blocks = config.num_kv_blocks
+        _check_memory(num_blocks, block_bytes, placement.device, free)
     num_tokens = num_blocks * config.block_size
     if config.max_model_len is not None and config.max_model_len > num_tokens:
         raise ModelLoadError(
@@ -94,25 +100,39 @@ def plan_capacity(
     )
 
 
-def _blocks_that_fit(
-    model: ModelConfig, config: EngineConfig, placement: Placement, max_len: int, activation_bytes: int
-) -> int:
-    block_bytes = kv_token_bytes(model, placement, config.block_size, placement.kv_dtype) * config.block_size
-    kv_fraction = config.kv_fraction or (0.9 if placement.device.type == "cuda" else 0.3)
-    if placement.device.type == "cuda":
+def _free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
         torch.cuda.empty_cache()  # what loading has left over counts as free
-        free, wanted = torch.cuda.mem_get_info(placement.device)[0] - activation_bytes, None
-    else:
-        import psutil  # a GPU machine need not have it
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # a GPU machine need not have it
 
-        free, wanted = psutil.virtual_memory().available, max(DEFAULT_KV_TOKENS, 2 * max_len)
+    return int(psutil.virtual_memory().available)
+
+
+def _blocks_that_fit(config: EngineConfig, device: torch.device, max_len: int, block_bytes: int, free: int) -> int:
+    kv_fraction = config.kv_fraction or (0.9 if device.type == "cuda" else 0.3)
     fitting = int(free * kv_fraction) // block_bytes
     if fitting < 1:
         raise ModelLoadError(
             f"{free / 2**20:,.0f} MiB of memory are free, and kv_fraction {kv_fraction} of that holds no KV "
             f"block of {block_bytes / 2**20:,.1f} MiB; free some memory or raise kv_fraction"
         )
-    return fitting if wanted is None else min(fitting, -(-wanted // config.block_size))
+    if device.type == "cuda":
+        return fitting
+    return min(fitting, -(-max(DEFAULT_KV_TOKENS, 2 * max_len) // config.block_size))
+
+
+def _check_memory(num_blocks: int, block_bytes: int, device: torch.device, free: int) -> None:
+    """A GPU's memory is taken at once, so what is free counts; elsewhere it is taken as it is used, so all there is."""
+    asked, total = num_blocks * block_bytes, read_device(device).total
+    if asked > (free if device.type == "cuda" else total):
+        where = "the GPU" if device.type == "cuda" else "this machine"
+        raise ModelLoadError(
+            f"num_kv_blocks {num_blocks:,} would be a KV cache of {asked / 1e9:,.1f} GB, and {where} has "
+            f"{total / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB of it free; lower num_kv_blocks, or leave it out: "
+            "then kv_fraction of what is free is taken"
+        )
 
 
 def _describe(checkpoint: Checkpoint, placement: Placement, runner: Runner, *, prefix_cache: bool) -> EngineInfo:
