@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from IPython.core.error import UsageError
@@ -24,11 +25,21 @@ def empty_machine(tmp_path, monkeypatch):
     process.stop(all=True)
 
 
+def refuse_to_look(run, folder: Path) -> None:
+    """Commands that look into an engine start none."""
+    for line in ("panel kv", "step", "pause", "resume", f"record {folder}/x.vnb"):
+        error = run(f"%vllm {line}").error_in_exec
+        assert type(error) is UsageError, line
+        assert str(error) == "no engine is running; %vllm start, or a %%vllm cell, starts one", line
+    assert process.list_engines() == []
+
+
 @pytest.mark.usefixtures("empty_machine")
-def test_from_nothing_to_an_answer_and_back(shell: InteractiveShell, run, capsys) -> None:
+def test_from_nothing_to_an_answer_and_back(shell: InteractiveShell, run, capsys, tmp_path: Path) -> None:
     outputs = shell.display_pub.outputs
     assert "No engine is running" in run("%vllm ps").result.text
     assert isinstance(run("%vllm stop").error_in_exec, UsageError)
+    refuse_to_look(run, tmp_path)
 
     # A cell needs an engine: the default model is started, its progress and the answer in one display.
     assert run(CELL).result.model == "SmolLM2-135M-Instruct"
@@ -38,8 +49,9 @@ def test_from_nothing_to_an_answer_and_back(shell: InteractiveShell, run, capsys
     assert any("Loading" in text for text in shown)
     assert any("<progress" in output["data"].get("text/html", "") for output in outputs)
 
-    # Another notebook ends it. Nobody chose it here, so it is started again.
+    # Another notebook ends it. Nobody chose it here, so it is started again: by a cell, not by a look.
     process.stop(all=True)
+    refuse_to_look(run, tmp_path)
     assert run(CELL).result.text
 
     # Chosen by hand, it is not replaced by whatever is the default: the cell says what happened, and the way back.

@@ -64,22 +64,29 @@ class Engines:
         return outcome
 
     def ready(self, name: str | None, view: View) -> Engine:
-        """The engine of that name, or the current one, or the only one, or a new one of the default model; it waits
-        until the model is loaded."""
+        """The engine of that name, or the one in use, or a new one of the default model; it waits until the model is
+        loaded."""
         if name is not None:
             return self._wait(self.find(name), view)
-        if self.current is None:
-            self.current = self._only_one()
-        if self.current is not None:
-            try:
-                return self._wait(self.current, view)
-            except EngineFailure as failure:
-                if not (self._by_default and isinstance(failure.__cause__, EngineDeadError)):
-                    raise
+        if (engine := self.in_use(view)) is not None:
+            return engine
         self.start(self._settings.model, view)
         self._by_default = True
         assert self.current is not None
         return self.current
+
+    def in_use(self, view: View) -> Engine | None:
+        """The current engine, or the only one that runs, once its model is loaded. None where there is none."""
+        if self.current is None:
+            self.current = self._only_one()
+        if self.current is None:
+            return None
+        try:
+            return self._wait(self.current, view)
+        except EngineFailure as failure:
+            if self._by_default and isinstance(failure.__cause__, EngineDeadError):
+                return None
+            raise
 
     def use(self, name: str) -> None:
         """Make an engine the current one. Raises UsageError for an unknown name."""

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def _engine(session: Session) -> "Engine":
-    return session.engines.ready(None, session.view())
+    """Raises UsageError where none runs: a new one would have nothing to show."""
+    engine = session.engines.in_use(session.view())
+    if engine is None:
+        raise UsageError("no engine is running; %vllm start, or a %%vllm cell, starts one")
+    return engine
 
 
 def _panel_arguments(parser: Parser) -> None:
