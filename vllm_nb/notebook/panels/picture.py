@@ -70,7 +70,7 @@ class Picture(anywidget.AnyWidget, Savable):
     def html(self) -> str:
         """What the panel shows now, for a page without widgets."""
         state = self.now()
-        return f'<figure class="vllm-nb">{self.draw(state)}{self.numbers(state)}</figure>'
+        return f'<figure class="vllm-nb vn-panel">{self.draw(state)}{self.numbers(state)}</figure>'
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         bundle = super()._repr_mimebundle_(**options)

@@ -139,7 +139,7 @@ function oneBar(name, parts, total, longest, used) {
       "div",
       { class: "vn-device", title: `others ${bytes(parts.others)}, this engine ${bytes(own)}, of ${bytes(total)}` },
       html("div", { class: "vn-series7", style: `width: ${(100 * parts.others) / whole}%` }),
-      html("div", { class: "vn-own", style: `width: ${(100 * own) / whole}%` }),
+      html("div", { class: "vn-text", style: `width: ${(100 * own) / whole}%` }),
     ),
   );
 }

@@ -96,7 +96,7 @@ function memory(state, chosen) {
     const kind = `vn-bar vn-${logical < leftOut ? "series5" : "series0"}${logical === chosen ? " vn-chosen" : ""}`;
     return svg("rect", { x: x - side / 2, y: y - side / 2, width: side, height: side, class: kind });
   });
-  return [svg("rect", { x: MEMORY, y: TOP, ...size, class: "vn-memory" }), ...cells];
+  return [svg("rect", { x: MEMORY, y: TOP, ...size, class: "vn-outline" }), ...cells];
 }
 
 function rowParts(state, row, place, chosen, choose) {
@@ -104,7 +104,7 @@ function rowParts(state, row, place, chosen, choose) {
   const y = TOP + place * ROW;
   const [cx, cy] = blockCenter(state.num_blocks, block);
   const isChosen = logical === chosen;
-  const kind = `vn-page vn-read-${readers}${written ? " vn-written" : ""}${isChosen ? " vn-chosen" : ""}`;
+  const kind = `vn-outline vn-read-${readers}${written ? " vn-written" : ""}${isChosen ? " vn-chosen" : ""}`;
   const shown = [...text].slice(0, 50).join("");
   const events = { onpointerenter: () => choose(logical), onclick: () => choose(logical) };
   const gap = place > 0 && logical !== state.rows[place - 1][0] + 1;

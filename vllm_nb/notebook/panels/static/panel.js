@@ -24,7 +24,7 @@ function show(title, build, model, el) {
   };
   const bar = transportBar(tell);
   const instead = html("style", {}, `.vn-picture-${model.get("panel_id")} { display: none }`); // picture.py
-  const box = html("section", { class: "vllm-nb", "aria-label": title }, instead, body, bar.element);
+  const box = html("section", { class: "vllm-nb vn-panel", "aria-label": title }, instead, body, bar.element);
   el.append(box);
   const update = build(body, model);
 
