@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 from vllm_nb.errors import ModelLoadError
-from vllm_nb.weights.download import report_growth
+from vllm_nb.weights.download import report_growth, size_of
 from vllm_nb.weights.folder import INDEX, WEIGHTS, weight_files
 from vllm_nb.weights.names import gguf_parts
 
@@ -130,11 +130,14 @@ def _fetch(repo_id: str, files: list[str], total: int) -> list[Path]:
             done.set_exception(error)
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+    before = size_of(folder)
     bars_shown = not are_progress_bars_disabled()
     disable_progress_bars()  # ours shows
     try:
         Thread(target=work, name="hub-download", daemon=True).start()
-        report_growth(folder, f"Downloading {repo_id}", total or None, lambda timeout: bool(wait([done], timeout).done))
+        report_growth(
+            folder, f"Downloading {repo_id}", total or None, lambda timeout: bool(wait([done], timeout).done), before
+        )
         return done.result()
     finally:
         if bars_shown:
