@@ -36,11 +36,12 @@ def assert_all_free(engine):
 
 
 @pytest.fixture(scope="module")
-def transformers_model(smollm2_path):
+def transformers_model(smollm2_path, quick_gguf):
     from transformers import AutoModelForCausalLM
 
     folder, name = smollm2_path.parent, smollm2_path.name
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    with quick_gguf():
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
 
 
 def test_answers_a_question(engine):

@@ -108,7 +108,7 @@ def test_attention_equals_the_reference(dtype, heads, kv_heads, head_dim):
             torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_a_query_is_the_same_bits_in_any_batch(data):
     """Alone, in a chunk of its prompt, beside others; with partitions on one thread or on several."""

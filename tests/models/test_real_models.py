@@ -10,7 +10,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from vllm_nb.weights.checkpoint import open_checkpoint
 
-NEW_TOKENS = 24
+NEW_TOKENS = 12
 NEAR_TIE = 0.05  # of a logit
 PROMPTS = [
     "The capital of France is",
@@ -52,11 +52,12 @@ CONFIGS = {
 }
 
 
-def transformers_model(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
+def transformers_model(path: Path, config: PreTrainedConfig, quick_gguf) -> PreTrainedModel:
     """The file read by transformers itself, with every weight as float32."""
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    weights = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)["tensors"]
+    with quick_gguf():
+        weights = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)["tensors"]
     missing = model.load_state_dict(weights, strict=False, assign=True)
     assert missing.missing_keys == ["lm_head.weight"]  # tied
     assert not missing.unexpected_keys
@@ -80,7 +81,7 @@ def greedy(model, prompts: list[list[int]], paged_run) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def answers(request, open_model, paged_run):
+def answers(request, open_model, paged_run, quick_gguf):
     """(the oracle, its tokenizer, the prompts' lengths, prompts with our tokens after them)."""
     path = request.getfixturevalue(request.param)
     checkpoint = open_checkpoint(path)
@@ -88,7 +89,8 @@ def answers(request, open_model, paged_run):
     checkpoint.close()
     prompts = [tokenizer.encode(prompt, add_special=True) for prompt in PROMPTS]
     tokens = greedy(open_model(path, max_len=1024), prompts, paged_run)
-    return transformers_model(path, CONFIGS[request.param]), tokenizer, [len(ids) for ids in prompts], tokens
+    theirs = transformers_model(path, CONFIGS[request.param], quick_gguf)
+    return theirs, tokenizer, [len(ids) for ids in prompts], tokens
 
 
 @pytest.mark.timeout(900)  # a loaded machine is slow

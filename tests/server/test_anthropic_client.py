@@ -190,7 +190,12 @@ def test_a_bearer_token_will_do(smollm2):
 
 def test_a_full_queue_is_an_overload(tiny):
     with connect(tiny) as client:
-        body = {"model": "tiny-llama", "messages": QUESTION, "max_tokens": 3000}
+        body = {
+            "model": "tiny-llama",
+            "messages": QUESTION,
+            "max_tokens": 3500,
+            "extra_body": {"temperature": 0},
+        }  # no end
         streams = []
         try:
             for number in range(6):  # two run and four wait, once they have been taken up

@@ -31,8 +31,9 @@ def differing(ours: Tokenizer, theirs, texts: list[str]) -> list[str]:
     return wrong
 
 
-def test_smollm2_as_transformers(smollm2, smollm2_path, hard_texts):
-    theirs = AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+def test_smollm2_as_transformers(smollm2, smollm2_path, hard_texts, quick_gguf):
+    with quick_gguf():
+        theirs = AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
     assert differing(smollm2, theirs, [*hard_texts, SOURCE]) == []
     assert (smollm2.vocab_size, smollm2.bos_id, smollm2.eos_ids) == (49152, 1, (2,))
     assert not smollm2.adds_bos
@@ -45,8 +46,9 @@ def test_smollm2_cuts_every_digit_off(smollm2):
     assert [smollm2.token_text(i) for i in smollm2.encode("42 ½")] == ["4", "2", " ", "½"]
 
 
-def test_gemma3_as_transformers(gemma3, gemma3_path, hard_texts):
-    theirs = AutoTokenizer.from_pretrained(gemma3_path.parent, gguf_file=gemma3_path.name)
+def test_gemma3_as_transformers(gemma3, gemma3_path, hard_texts, quick_gguf):
+    with quick_gguf():
+        theirs = AutoTokenizer.from_pretrained(gemma3_path.parent, gguf_file=gemma3_path.name)
     assert differing(gemma3, theirs, [*hard_texts, SOURCE]) == []
     assert (gemma3.vocab_size, gemma3.bos_id, gemma3.eos_ids) == (262144, 2, (1,))
     assert gemma3.adds_bos
