@@ -49,37 +49,42 @@ def gemv_kernel(
     RUN: tl.constexpr,
 ):
     """Grid (N / BLOCK_N, splits). A thread reads a run of RUN bytes (or values) of each row, which have a scale in
-    common, and sums up for itself: threads meet once, at the end. Dimensions: row of x, row of the weight, run, byte.
+    common, and sums up for itself: threads meet once, at the end. All is read as [rows * RUNS, RUN]: of more dimensions
+    Triton would give the threads out by its own taste, another one for weights than for x.
     """
     FIELDS: tl.constexpr = 8 // LOW if LOW else 1
     ROW: tl.constexpr = K * LOW // 8 if LOW else K
-    t = tl.arange(0, ROWS)[:, None, None, None]
-    n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
-    run = tl.arange(0, WIDTH // RUN)[None, None, :] * RUN
-    byte = tl.arange(0, RUN)[None, None, None, :]
+    RUNS: tl.constexpr = WIDTH // RUN
+    r = tl.arange(0, BLOCK_N * RUNS)
+    n = tl.program_id(0) * BLOCK_N + r // RUNS
     row = n.to(tl.int64)
-    sums = tl.zeros([ROWS, BLOCK_N, WIDTH // RUN], tl.float32)
+    i = tl.arange(0, ROWS * RUNS)
+    t = i // RUNS
+    byte = tl.arange(0, RUN)[None, :]
+    sums = tl.zeros([ROWS, BLOCK_N, RUNS], tl.float32)
     tiles = tl.cdiv(ROW, WIDTH)
     share = tl.cdiv(tiles, tl.num_programs(1))
     first = tl.program_id(1) * share
     for tile in range(first, tl.minimum(first + share, tiles)):
-        j = tile * WIDTH + run
-        bytes = j[:, :, :, None] + byte
+        j = tile * WIDTH + r % RUNS * RUN
         inside = (n < N) & (j < ROW)
+        bytes = j[:, None] + byte
         for field in tl.static_range(FIELDS):
             w = numbers(
-                low, high, codebook, row[:, :, :, None], bytes, inside[:, :, :, None] & (bytes < ROW), field,
+                low, high, codebook, row[:, None], bytes, inside[:, None] & (bytes < ROW), field,
                 K, LOW, HIGH, ZERO, LOOKUP,
             )  # fmt: skip
-            first_input = input_index(j, field, LOW)
-            k = first_input[:, :, :, None] + byte
-            inputs = tl.load(x + t * K + k, mask=(t < T) & (k < K), other=0.0).to(tl.float32)
-            part = tl.sum(inputs * w, 3)
+            k = input_index(tile * WIDTH + i % RUNS * RUN, field, LOW)[:, None] + byte
+            inputs = tl.load(x + t[:, None] * K + k, mask=(t < T)[:, None] & (k < K), other=0.0).to(tl.float32)
+            inputs = tl.reshape(inputs, [ROWS, 1, RUNS, RUN])
+            part = tl.sum(inputs * tl.reshape(w, [1, BLOCK_N, RUNS, RUN]), 3)
             if LOW:
-                group = row * (K // GROUP) + first_input // GROUP
-                part *= tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+                group = row * (K // GROUP) + input_index(j, field, LOW) // GROUP
+                scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+                part *= tl.reshape(scale, [1, BLOCK_N, RUNS])
                 if HAS_MIN:
-                    part += tl.sum(inputs, 3) * tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
+                    least = tl.load(minima + group, mask=inside, other=0.0).to(tl.float32)
+                    part += tl.sum(inputs, 3) * tl.reshape(least, [1, BLOCK_N, RUNS])
             sums += part
     acc = tl.sum(sums, 2)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
