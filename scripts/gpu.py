@@ -30,14 +30,14 @@ KERNEL_TESTS = ("elementwise", "sampling", "attention", "linear")
 TESTS = (*KERNEL_TESTS, "engine", "compile")
 # name: (arguments, most seconds)
 BENCHES: dict[str, tuple[list[str], int]] = {
-    "steps-8b": (["bench", "--parts", "steps"], 150),
+    "steps-8b": (["bench", "--parts", "steps"], 120),
     "throughput": (["bench", "--parts", "throughput"], 120),
-    "throughput-no-overlap": (["bench", "--parts", "throughput", "--no-overlap"], 100),
-    "transformers": (["transformers"], 150),
     "attention": (["bench", "--parts", "attention"], 120),
-    "products": (["bench", "--parts", "products"], 120),
+    "transformers": (["transformers"], 120),
+    "products": (["bench", "--parts", "products"], 80),
     "elementwise": (["bench", "--parts", "elementwise", "sampling"], 60),
     "steps-0.6b": (["bench", "--parts", "steps", "--shapes", "qwen3-0.6b"], 60),
+    "throughput-no-overlap": (["bench", "--parts", "throughput", "--no-overlap"], 100),
 }
 TINY = ["--shapes", "tiny", "--throughput-shapes", "tiny", "--requests", "3", "--sizes", "1x20"]
 

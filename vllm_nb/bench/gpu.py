@@ -8,6 +8,7 @@ at the shapes "tiny": that checks this file and measures nothing.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from vllm_nb.bench.gpu_batches import decode_batch, prefill_batch
 from vllm_nb.bench.gpu_steps import steps, throughput
 from vllm_nb.bench.report import show, show_each
-from vllm_nb.bench.synthetic import SHAPES, Timer, timer_for
+from vllm_nb.bench.synthetic import SHAPES, Timer, kernel_timer_for, timer_for
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.kernels import triton as kernels
 from vllm_nb.kernels.quant import BLOCK_SIZES, QuantTensor
@@ -57,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
     show([{"gpu": _name(device), "torch": torch.__version__, **rates}], args.json, "this GPU, measured now")
     parts = [part for name in args.parts for part in (KERNELS if name == "kernels" else (name,))]
     groups = [group for part in KERNELS if part in parts for group in _groups(part, args, device)]
-    rows = list(show_each(_rows(groups, machine, timer), args.json, f"kernels at the shapes of {args.shapes}"))
+    rows = list(
+        show_each(
+            _rows(groups, machine, kernel_timer_for(device)), args.json, f"kernels at the shapes of {args.shapes}"
+        )
+    )
     if args.plot and rows:
         plot([row for row in rows if "error" not in row], args.plot)
     if "steps" in parts:
@@ -108,7 +113,7 @@ def _rows(groups: Sequence[Group], machine: Machine, timer: Timer) -> Iterator[d
 def _row(case: Case, machine: Machine, timer: Timer) -> dict[str, Any]:
     seconds = timer(case.work)
     floor = max(case.moved / machine.bytes_per_second, case.operations / machine.flops)
-    peer = timer(case.torch) if case.torch else None
+    peer = _peer(case, timer)
     return {
         "kernel": case.kernel,
         "case": case.case,
@@ -118,6 +123,15 @@ def _row(case: Case, machine: Machine, timer: Timer) -> dict[str, Any]:
         "torch_us": None if peer is None else round(1e6 * peer, 1),
         "torch_over_ours": None if peer is None else round(peer / seconds, 2),
     }
+
+
+def _peer(case: Case, timer: Timer) -> float | None:
+    """Seconds of PyTorch's own way. One that fails (takes too much memory, say) leaves ours as measured."""
+    try:
+        return timer(case.torch) if case.torch else None
+    except Exception as error:
+        print(f"{case.kernel}, {case.case}: PyTorch's own fails: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 def _groups(part: str, args: argparse.Namespace, device: torch.device) -> Iterator[Group]:
@@ -230,7 +244,7 @@ def _sampling(c: ModelConfig, device: torch.device) -> Iterator[Case]:
         k, p = (one * top_k).int(), one * top_p
         yield Case(
             "sample", f"{name}, {rows} rows", partial(kernels.sample, logits, one, k, p, 0 * one, one / 2),
-            logits.nbytes, 0, lambda: torch.multinomial(logits.softmax(-1), 1),
+            logits.nbytes, 0, lambda: (logits.softmax(-1) / torch.empty_like(logits).exponential_()).argmax(-1),
         )  # fmt: skip
 
 

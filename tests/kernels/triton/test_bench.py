@@ -86,7 +86,7 @@ def test_the_engine_needs_only_what_a_gpu_machine_has():
 def test_a_case_that_fails_does_not_lose_the_others():
     def cases():
         yield Case("broken", "a", lambda: 1 / 0, 1, 0)
-        yield Case("whole", "b", lambda: 1, 1, 0)
+        yield Case("whole", "b", lambda: 1, 1, 0, lambda: 1 / 0)
         raise MemoryError("no room")
 
     rows = list(_rows([("first", cases), ("second", cases)], Machine(1e9, 1e9), lambda work: 1e-6 + 0 * work()))

@@ -18,6 +18,7 @@ from vllm_nb.kernels.triton.packing import Weight, quantize_rows
 from vllm_nb.kernels.triton.tiles import ProductTiles
 
 DEVICE = torch.device("cpu" if knobs.runtime.interpret else "cuda")
+EXACT = 1e-6 if DEVICE.type == "cpu" else 1e-5  # a GPU's sums have another order
 
 
 def values_of(raw: QuantTensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def test_every_gguf_type(random_blocks, kind, rows):
     assert weight.shape == (37, 512)
     expected = x.double() @ values_of(raw).double().to(DEVICE).T
     error = (kernels.linear(x, weight).double() - expected).abs().max() / expected.abs().max()
-    assert error < (1e-3 if kind.endswith("_K") else 1e-6)  # two-level scales are stored as float16 products
+    assert error < (1e-3 if kind.endswith("_K") else EXACT)  # two-level scales are stored as float16 products
 
 
 @pytest.mark.parametrize("kind", GGUF_PLANES)
@@ -71,7 +72,7 @@ def test_embedding_rows(random_blocks, kind):
     ids = torch.tensor([8, 0, 3, 3], dtype=torch.int32)
     rows = kernels.embedding(ids, pack(raw), 2.0)
     expected = values_of(raw).to(DEVICE)[ids.long()] * 2
-    assert (rows - expected).abs().max() <= (1e-3 if kind.endswith("_K") else 1e-6) * expected.abs().max()
+    assert (rows - expected).abs().max() <= (1e-3 if kind.endswith("_K") else EXACT) * expected.abs().max()
 
 
 @settings(max_examples=12, deadline=None)

@@ -1,15 +1,26 @@
 """Drawing tokens without a sort, interpreted, against the reference, which sorts."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from triton import knobs
 
 from vllm_nb.kernels import reference
 from vllm_nb.kernels import triton as kernels
 
 VOCAB = 2500  # some blocks, and not a multiple of one
+EDGE = 2e-6 if knobs.runtime.interpret else 2e-5  # a GPU's powers are approximate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("vllm_nb.kernels.triton.sampling"), "BLOCK", 2048)
+        yield
 
 
 def arguments(rows, data):
@@ -24,7 +35,7 @@ def arguments(rows, data):
     return drawn["temperature"], top_k, drawn["top_p"], drawn["min_p"], drawn["uniform"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_tokens_are_those_of_a_sort(data):
     """Draws at the edge of a token's share may differ by rounding: then the next kept token is taken."""
@@ -39,8 +50,8 @@ def test_tokens_are_those_of_a_sort(data):
     for row in (ours != theirs).nonzero().flatten().tolist():
         nearby = [
             int(reference.sample(*(a[row : row + 1] for a in (logits, temperature, top_k, top_p + dp, min_p, u)))[0])
-            for dp in (-2e-6, 0, 2e-6)
-            for u in ((uniform - 2e-6).clamp(min=0), uniform, (uniform + 2e-6).clamp(max=1 - 2e-7))
+            for dp in (-EDGE, 0, EDGE)
+            for u in ((uniform - EDGE).clamp(min=0), uniform, (uniform + EDGE).clamp(max=1 - 2e-7))
         ]
         assert int(ours[row]) in nearby
 
