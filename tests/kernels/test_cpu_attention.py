@@ -25,6 +25,15 @@ def in_8_bits(x, group):
     return torch.cat(parts, -1)
 
 
+def queries_in_8_bits(q, head_dim):
+    """q [T, Hq * D] as it enters products with an 8-bit cache: integers up to 127 times a scale for 32 dimensions."""
+    parts = []
+    for part in q.unflatten(-1, (-1, head_dim)).split(32, -1):
+        greatest = part.abs().amax(-1, keepdim=True)
+        parts.append((part * (127 / greatest.double()).float()).round() * (greatest / 127))
+    return torch.cat(parts, -1).flatten(1)
+
+
 class Pages:
     """Sequences with their tokens' keys and values in both backends' caches, in shuffled blocks."""
 
@@ -84,13 +93,14 @@ class Pages:
 
     def attend(self, backend, rows, counts, lengths, **settings):
         q = torch.cat([self.queries[r][n - c : n] for r, c, n in zip(rows, counts, lengths, strict=True)])
+        if backend is reference and self.dtype == torch.int8:
+            q = queries_in_8_bits(q, self.shape["head_dim"])
         kv = self.caches[0 if backend is cpu else 1]
         options = {"scale": 0.3, "sliding_window": None, "softcap": None} | settings
         return backend.attention(q, kv, self.batch(rows, counts, lengths), **self.shape, **options)
 
 
-# bfloat16 rounds queries and probabilities too: a few units of its last place. 8 bits: queries and
-# probabilities have 15
+# bfloat16 rounds queries and probabilities too: a few units of its last place. 8 bits: probabilities have 16
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.int8: 2e-3}
 
 

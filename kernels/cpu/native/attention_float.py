@@ -115,7 +115,8 @@ def _softmax(kind: str) -> Any:
 
     @helper
     def softmax(
-        args: int, rows: int, keys: int, scores: int, maxima: int, totals: int, weights: int, spare: int, table: int
+        args: int, rows: int, keys: int, scores: int, maxima: int, totals: int, weights: int, spare: int, table: int,
+        visible: int,
     ) -> None:  # fmt: skip
         for row in range(rows):
             mine, out = scores + 4 * KEYS * row, weights + size * KEYS * row

@@ -1,11 +1,10 @@
 """Attention's products with the 8-bit cache (layout: kv.py): what `attention_tile.attend` needs.
 
-The cache is read as it is, by exact integer dots; the other side is held in 16 bits, as a high and a low byte, so that
-what rounding there is comes from the cache alone:
+The cache is read as it is, by exact integer dots. Queries are rounded as activations are before a product with weights;
+weights of values are held in 16 bits, as a high and a low byte: next to a great one many small ones still count.
 
-    q           (128 * high + low) * scale, a scale for each row
-                for each 32 dimensions: int8 high [32], int8 low [32], int32 -1 times the sum of their numbers (what the
-                zero point of keys, 128, adds to a dot, in units of high); then float32 scale
+    q           for each 32 dimensions: int8 [32], int32 -128 times the sum of their numbers (what the zero point of
+                keys adds to a dot), float32 scale, and 8 bytes unused
     weights     (256 * high + low) * scale, a scale for each row and partition; a weight is 2**(score - maximum) times
                 its key's scale of values
                 for each 4 keys: uint8 low [4], high [4], and 8 unused; then float32 scale
@@ -34,7 +33,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     score_factor,
 )
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, Builder, Value, const
-from vllm_nb.kernels.cpu.native.functions import LOWEST_POWER, exp2
+from vllm_nb.kernels.cpu.native.functions import rough_exp2
 from vllm_nb.kernels.cpu.native.kernel import arg, helper
 from vllm_nb.kernels.cpu.native.simd import (
     F,
@@ -44,6 +43,7 @@ from vllm_nb.kernels.cpu.native.simd import (
     bits_to_float,
     fma,
     i64,
+    lane_numbers,
     load,
     load_f32,
     load_i64,
@@ -53,8 +53,6 @@ from vllm_nb.kernels.cpu.native.simd import (
     nearest,
     op,
     pack_bytes,
-    shift_left,
-    shift_right,
     splat,
     splat_int,
     store,
@@ -66,12 +64,11 @@ from vllm_nb.kernels.cpu.native.simd import (
     sum_int_lanes,
     sum_lanes,
     void,
-    where_less,
+    where_less_ints,
     zeros,
 )
 
-_QUERY_GROUP, _QUERY_START = 2 * BLOCK + 16, 2 * BLOCK  # bytes of 32 dimensions; where the sum is
-_QUERY_SCALE, _QUERY_LARGEST = 4 * layout.MAX_HEAD_DIM, 16256.0  # 128 * 127
+_QUERY_GROUP, _QUERY_START, _QUERY_SCALE = BLOCK + 16, BLOCK, BLOCK + 4  # of 32 dimensions: bytes, and where what is
 _WEIGHT_QUAD, _WEIGHT_SCALE, _WEIGHT_LARGEST = 16, 4 * KEYS, 65535.0
 _WEIGHT_ROW = 4 * KEYS + 64
 _ROUNDING = 8388608.0  # 2**23: added to a float below it, leaves the nearest integer in the low bits
@@ -90,27 +87,24 @@ def _load_rows(args: int, seq: int, head: int, tile: int, rows: int, room: int) 
     head_dim, factor = arg(args, HEAD_DIM), score_factor(args)
     for row in range(rows):
         q, out = row_address(args, arg(args, Q), seq, head, tile * ROWS + row), room + QUERY_BYTES * row
-        greatest = splat_int(0)  # compared as integers, where NaN is greater than all: it must reach the scale
-        for i in range(0, head_dim, TILE):
-            greatest = max_ints(greatest, as_ints(absolute(load_part(q + 4 * i, min(TILE, head_dim - i), 0.0))))
-        largest = bits_to_float(max_int_lanes(greatest))
-        inverse = _QUERY_LARGEST / largest if largest > 0.0 else 0.0
         for i in range(0, head_dim, BLOCK):
-            group, rest = out + i // BLOCK * _QUERY_GROUP, head_dim - i
-            first = _split_query(load_part(q + 4 * i, min(TILE, rest), 0.0), inverse, group)
-            second = _split_query(load_part(q + 4 * (i + TILE), min(TILE, rest - TILE), 0.0), inverse, group + TILE)
-            store_i32(group + _QUERY_START, -sum_int_lanes(first + second))
-        store_f32(out + _QUERY_SCALE, largest / _QUERY_LARGEST * factor)
+            count = head_dim - i
+            first = load_part(q + 4 * i, min(TILE, count), 0.0)
+            second = load_part(q + 4 * (i + TILE), min(TILE, count - TILE), 0.0)
+            _store_query_group(first, second, factor, out + i // BLOCK * _QUERY_GROUP)
 
 
 @helper
-def _split_query(x: Any, inverse: float, out: int) -> Any:
-    """16 floats times `inverse` -> high and low bytes, stored, and the integers that they are."""
-    whole = nearest(x * splat(inverse))
-    high = shift_right(whole + splat_int(64), 7)
-    store_bytes(out, pack_bytes(high))
-    store_bytes(out + BLOCK, pack_bytes(whole - shift_left(high, 7)))
-    return whole
+def _store_query_group(first: Any, second: Any, factor: float, out: int) -> None:
+    """32 dimensions of a query."""
+    # compared as integers, where NaN is greater than all: it must reach the scale
+    greatest = bits_to_float(max_int_lanes(max_ints(as_ints(absolute(first)), as_ints(absolute(second)))))
+    inverse = splat(127.0 / greatest if greatest > 0.0 else 0.0)
+    low, high = nearest(first * inverse), nearest(second * inverse)
+    store_bytes(out, pack_bytes(low))
+    store_bytes(out + TILE, pack_bytes(high))
+    store_i32(out + _QUERY_START, -128 * sum_int_lanes(low + high))
+    store_f32(out + _QUERY_SCALE, greatest / 127.0 * factor)
 
 
 @op(I, F)
@@ -153,29 +147,32 @@ def _join(b: Builder, high: Value, low: Value, bits: int) -> Value:
     return b.sitofp(b.add(b.shl(high, emit.int_vector(bits)), low), FLOATS)
 
 
-def _together(rows: int) -> int:
-    """Key sub-blocks, or vectors of values' dimensions, whose dots share the loads of the other side: up to 24 sums
-    hide the latency of a dot, and fit into 32 registers."""
-    return 4 if rows <= 3 else 2 if rows <= 6 else 1
-
-
 def _singly(rows: int) -> int:
-    """The same with fewer registers."""
+    """With fewer registers: one."""
     return 1
 
 
+def _key_pieces(rows: int) -> int:
+    """Sub-blocks of keys whose dots share the loads of queries: up to 24 sums hide the latency of a dot, and fit into
+    32 registers."""
+    return 4 if rows <= 6 else 2
+
+
+def _value_vectors(rows: int) -> int:
+    """Vectors of values' dimensions whose dots share the loads of weights. Two sums each."""
+    return 4 if rows <= 3 else 2 if rows <= 6 else 1
+
+
 def _dots(b: Builder, queries: list[Value], keys: list[Value], ahead: Value) -> list[list[Value]]:
-    """Of 32 dimensions of some rows and sub-blocks, given their addresses: 128 * high + low, as floats."""
+    """Of 32 dimensions of some rows and sub-blocks, given their addresses, as floats."""
     starts = [_broadcast(b, b.add(q, const(_QUERY_START))) for q in queries]
-    dots = [[[start, emit.int_vector(0)] for _ in keys] for start in starts]
+    dots = [[start] * len(keys) for start in starts]
     for quad in range(QUADS):
         vectors = [_load_bytes(b, b.add(key, const(VECTOR_BYTES * quad)), ahead) for key in keys]
         for q, mine in zip(queries, dots, strict=True):
-            for part in range(2):
-                other = _bytes_at(b, b.add(q, const(BLOCK * part + 4 * quad)))
-                for vector, parts in zip(vectors, mine, strict=True):
-                    parts[part] = emit.dot_bytes(b, parts[part], vector, other)
-    return [[_join(b, high, low, 7) for high, low in mine] for mine in dots]
+            other = _bytes_at(b, b.add(q, const(4 * quad)))
+            mine[:] = [emit.dot_bytes(b, dot, vector, other) for dot, vector in zip(mine, vectors, strict=True)]
+    return [[b.sitofp(dot, FLOATS) for dot in mine] for mine in dots]
 
 
 def _scores_tile(rows: int, pieces: int) -> Any:
@@ -191,14 +188,13 @@ def _scores_tile(rows: int, pieces: int) -> Any:
             q = [emit.offset(b, queries, _QUERY_GROUP, group, QUERY_BYTES * row) for row in range(rows)]
             dots = _dots(b, q, k, ahead)
             factors = [_load_scales(b, emit.offset(b, b.add(key, scales), 2 * TILE, group), ahead) for key in keys]
-            for mine, sums in zip(dots, totals, strict=True):
+            for at, mine, sums in zip(q, dots, totals, strict=True):
+                scale = _broadcast(b, b.add(at, const(_QUERY_SCALE)), emit.f32)
                 for dot, factor, total in zip(mine, factors, sums, strict=True):
-                    b.store(emit.fma(b, dot, factor, b.load(total)), total)
+                    b.store(emit.fma(b, dot, b.fmul(factor, scale), b.load(total)), total)
         for row, sums in enumerate(totals):
-            scale = _broadcast(b, b.add(queries, const(QUERY_BYTES * row + _QUERY_SCALE)), emit.f32)
             for piece, total in enumerate(sums):
-                at = b.add(out, const(4 * (TILE * piece + KEYS * row)))
-                emit.store(b, at, b.fmul(b.load(total), scale))
+                emit.store(b, b.add(out, const(4 * (TILE * piece + KEYS * row))), b.load(total))
 
     return tile
 
@@ -236,7 +232,7 @@ def _values_tile(rows: int, vectors: int) -> Any:
 
 
 def _score_keys() -> Any:
-    count = _together if emit.many_registers() else _singly
+    count = _key_pieces if emit.many_registers() else _singly
     multiply = any_rows(lambda rows: _scores_tile(rows, count(rows)))
     multiply_one, at_once = any_rows(lambda rows: _scores_tile(rows, 1)), helper(count)
 
@@ -259,39 +255,49 @@ def _score_keys() -> Any:
 
 @helper
 def _softmax(
-    args: int, rows: int, keys: int, scores: int, maxima: int, totals: int, weights: int, spare: int, table: int
+    args: int, rows: int, keys: int, scores: int, maxima: int, totals: int, weights: int, spare: int, table: int,
+    visible: int,
 ) -> None:  # fmt: skip
-    width, lowest = head_width(args), splat(LOWEST_POWER)
-    scales = arg(args, VALUES_AT) + TILE * width
+    width = head_width(args)
+    scales, own = spare, spare + 4 * KEYS
     for i in range(0, keys, TILE):
-        at = scales + load_i64(table + i // 2) * value_bytes(width)
-        store(spare + 4 * i, load_value_scales(at, _PIECES * value_bytes(width)))
+        at = arg(args, VALUES_AT) + TILE * width + load_i64(table + i // 2) * value_bytes(width)
+        store(scales + 4 * i, load_value_scales(at, _PIECES * value_bytes(width)))
+    first, stop, greatest = 0, 0, 0.0
     for row in range(rows):
-        mine = scores + 4 * KEYS * row
-        top, total, largest = finite(load_f32(maxima + 4 * row)), zeros(), splat_int(0)
+        if first != load_i64(visible + 16 * row) or stop != load_i64(visible + 16 * row + 8):
+            first, stop = load_i64(visible + 16 * row), load_i64(visible + 16 * row + 8)
+            greatest = _fit_scales(scales, keys, first, stop, own)
+        mine, out = scores + 4 * KEYS * row, weights + _WEIGHT_ROW * row
+        top, total = splat(finite(load_f32(maxima + 4 * row))), zeros()
         for i in range(0, keys, TILE):
-            x = load(mine + 4 * i) - splat(top)
-            p = exp2(x)
+            p = rough_exp2(load(mine + 4 * i) - top)
             total = total + p
-            # the scale of a key that may not be seen can be anything
-            weight = where_less(x, lowest, zeros(), p * load(spare + 4 * i))
-            store(mine + 4 * i, weight)
-            largest = max_ints(largest, as_ints(weight))
+            store_ints(out + 4 * i, split_quads(fma(p, load(own + 4 * i), splat(_ROUNDING))))
         store_f32(totals + 4 * row, sum_lanes(total))
-        _split_weights(mine, keys, bits_to_float(max_int_lanes(largest)), weights + _WEIGHT_ROW * row)
+        store_f32(out + _WEIGHT_SCALE, greatest / _WEIGHT_LARGEST)
 
 
 @helper
-def _split_weights(x: int, keys: int, greatest: float, out: int) -> None:
-    """A row of weights, the greatest of which (or NaN) is known -> bytes."""
-    inverse = splat(_WEIGHT_LARGEST / greatest if greatest > 0.0 else 0.0)
+def _fit_scales(scales: int, keys: int, first: int, stop: int, out: int) -> float:
+    """Scales such that the greatest of the keys first to stop - 1 becomes 65535, and 0 for other keys, whose scale can
+    be anything. Returns the greatest (or NaN). What a row sees decides alone, so that its neighbours do not matter."""
+    largest = splat_int(0)  # compared as integers, where NaN is greater than all: it must reach the results
     for i in range(0, keys, TILE):
-        store_ints(out + 4 * i, split_quads(fma(load(x + 4 * i), inverse, splat(_ROUNDING))))
-    store_f32(out + _WEIGHT_SCALE, greatest / _WEIGHT_LARGEST)
+        numbers = lane_numbers() + splat_int(i)
+        seen = where_less_ints(numbers, splat_int(stop), load(scales + 4 * i), zeros())
+        seen = where_less_ints(numbers, splat_int(first), zeros(), seen)
+        store(out + 4 * i, seen)
+        largest = max_ints(largest, as_ints(seen))
+    greatest = bits_to_float(max_int_lanes(largest))
+    factor = splat(_WEIGHT_LARGEST / greatest if greatest > 0.0 else 0.0)
+    for i in range(0, keys, TILE):
+        store(out + 4 * i, load(out + 4 * i) * factor)
+    return greatest
 
 
 def _weigh_values() -> Any:
-    count = _together if emit.many_registers() else _singly
+    count = _value_vectors if emit.many_registers() else _singly
     multiply = any_rows(lambda rows: _values_tile(rows, count(rows)))
     multiply_one, at_once = any_rows(lambda rows: _values_tile(rows, 1)), helper(count)
 

@@ -167,10 +167,20 @@ def _bound_scores(args: int, scores: int, keys: int, key: int, seen: int, end: i
             numbers = lane_numbers() + splat_int(key + i)
             x = where_less_ints(numbers, splat_int(end), load(scores + 4 * i), lowest)
             store(scores + 4 * i, where_less_ints(numbers, splat_int(seen), lowest, x))
-    greatest = lowest
-    for i in range(0, keys, TILE):
-        greatest = maximum(greatest, load(scores + 4 * i))
-    return max_lanes(greatest)
+    return _greatest(scores, keys)
+
+
+@helper
+def _greatest(x: int, count: int) -> float:
+    """Of `count` floats, a multiple of 16; two chains, so that one waits less for the last comparison."""
+    first = second = splat(MINUS_INFINITY)
+    pairs = count // (4 * TILE) * (4 * TILE)
+    for at in range(x, x + 4 * pairs, 16 * TILE):
+        first = maximum(first, maximum(load(at), load(at + 4 * TILE)))
+        second = maximum(second, maximum(load(at + 8 * TILE), load(at + 12 * TILE)))
+    for at in range(x + 4 * pairs, x + 4 * count, 4 * TILE):
+        first = maximum(first, load(at))
+    return max_lanes(maximum(first, second))
 
 
 @dataclass(frozen=True)
@@ -180,8 +190,9 @@ class Products:
 
     load_rows(args, seq, head, tile, rows, room): queries times `score_factor`, as `score` reads them, QUERY_BYTES a row
     score(args, rows, keys, queries, scores, table): q times keys, float32 [rows, KEYS]
-    softmax(args, rows, keys, scores, maxima, totals, weights, spare, table): 2**(score - maximum), which become
-        weights, and their sums
+    softmax(args, rows, keys, scores, maxima, totals, weights, spare, table, seen): 2**(score - maximum), which become
+        weights, and their sums. seen: for each row the first key that it may see and the end, int64 [rows, 2], counted
+        in the partition
     weigh(args, rows, valid, weights, slot, spare, table): weights times values, float32 [rows, width]; may spoil the
         table. Only the first `valid` keys have values: what lies behind may be anything, even NaN.
     """
@@ -220,8 +231,9 @@ def any_rows(make: Callable[[int], Any]) -> Any:
 
 @helper
 def private_bytes(width: int) -> int:
-    """Of `room`: queries, scores, weights, a sub-block of values or something for each key, and a table."""
-    return QUERY_BYTES * ROWS + ROWS * (8 * KEYS + 64) + 4 * max(TILE * width, KEYS) + 16 * KEYS // TILE
+    """Of `room`: queries, scores, weights, a sub-block of values or two numbers for each key, a table, and what rows
+    may see."""
+    return QUERY_BYTES * ROWS + ROWS * (8 * KEYS + 64) + 4 * max(TILE * width, 2 * KEYS) + 16 * KEYS // TILE + 16 * ROWS
 
 
 @helper
@@ -248,7 +260,8 @@ def attend(products: Products) -> Callable[..., None]:
         scores = room + QUERY_BYTES * ROWS
         weights = scores + 4 * ROWS * KEYS
         spare = weights + ROWS * (4 * KEYS + 64)
-        table = spare + 4 * max(TILE * width, KEYS)
+        table = spare + 4 * max(TILE * width, 2 * KEYS)
+        visible = table + 16 * KEYS // TILE
         _, count, position = queries(args, seq)
         group, key = group_size(args), partition * KEYS
         end = position + (tile * ROWS + rows - 1) // group + 1  # keys that the last row may see
@@ -261,7 +274,9 @@ def attend(products: Products) -> Callable[..., None]:
             query = position + (tile * ROWS + row) // group
             mine, seen = scores + 4 * KEYS * row, first_key(args, query)
             store_f32(maxima + 4 * row, _bound_scores(args, mine, keys, key, seen, query + 1))
-        softmax(args, rows, keys, scores, maxima, totals, weights, spare, table)
+            store_i64(visible + 16 * row, max(0, seen - key))
+            store_i64(visible + 16 * row + 8, min(keys, query + 1 - key))
+        softmax(args, rows, keys, scores, maxima, totals, weights, spare, table, visible)
         weigh(args, rows, valid, weights, slot, spare, table)
 
     return attend_partition

@@ -20,7 +20,7 @@ from vllm_nb.kernels.cpu.native.simd import (
 LOG2_E = 1.44269504088896341
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _UNDERFLOW, _OVERFLOW = -87.3, 88.3
-LOWEST_POWER = -100.0  # 2**x is 0 below: times a float16, it is still no denormal number, which would take long
+_LOWEST_POWER = -100.0  # times a float16, 2**x is still no denormal number, which would take long
 _ROUNDING = 12582912.0  # 1.5 * 2**23: added to a float, it leaves the nearest integer in the low bits
 
 
@@ -53,7 +53,7 @@ def exp2(x: Floats) -> Floats:
 
     Polynomial: least greatest relative error on [-1/2, 1/2], with 1 at 0.
     """
-    y = maximum(splat(LOWEST_POWER), x)
+    y = maximum(splat(_LOWEST_POWER), x)
     shifted = y + splat(_ROUNDING)
     r = y - (shifted - splat(_ROUNDING))
     p = splat(1.3264727089e-3)
@@ -63,7 +63,24 @@ def exp2(x: Floats) -> Floats:
     p = fma(p, r, splat(6.9314697760e-1))
     p = fma(p, r, splat(1.0))
     two_to_power = as_floats(shift_left(as_ints(shifted), 23) + splat_int(127 << 23))
-    return where_less(x, splat(LOWEST_POWER), zeros(), p * two_to_power)
+    return where_less(x, splat(_LOWEST_POWER), zeros(), p * two_to_power)
+
+
+@helper
+def rough_exp2(x: Floats) -> Floats:
+    """2**x for x <= 0, relative error below 4e-6; 2**-100 below -100. Two thirds of exp2's work.
+
+    Polynomial: least greatest relative error on [-1/2, 1/2], with 1 at 0, so that no result is above 1.
+    """
+    y = maximum(splat(_LOWEST_POWER), x)
+    shifted = y + splat(_ROUNDING)
+    r = y - (shifted - splat(_ROUNDING))
+    p = splat(9.5828564e-3)
+    p = fma(p, r, splat(5.5906433e-2))
+    p = fma(p, r, splat(2.4024099e-1))
+    p = fma(p, r, splat(6.9312419e-1))
+    p = fma(p, r, splat(1.0))
+    return p * as_floats(shift_left(as_ints(shifted), 23) + splat_int(127 << 23))
 
 
 @helper
