@@ -23,6 +23,8 @@ CACHE_LINE = 64
 
 # matrix products
 GROUP_ROWS = 8  # rows of activations side by side, and in a tile
+# 1.5 * 2**23, and its bits: an integer of few bits, added to the bits, is added to the number
+ROUNDER, ROUNDER_BITS = 12582912.0, 0x4B400000
 # A record of R rows: quads int8 [8, R, 4], scales float32 [R], sums float32 [R], starts int32 [3, R]
 RECORD_SCALES, RECORD_SUMS, RECORD_STARTS, RECORD_BYTES = 32, 36, 40, 52  # offsets and size, for each row
 
@@ -30,7 +32,7 @@ GROUPED_ROWS = 16  # at most, that are multiplied with weights as they come from
 # products of more rows: panels of unpacked weights, and the sums of the rows that share them
 PANEL_TILES = 2
 PANEL_BLOCKS, FLOAT_PANEL_BLOCKS = 16, 4  # at most, of 32 inputs
-PANEL_BYTES = 24576  # the larger of 16 * 2 * (512 + 4 * 64) and 4 * 2 * 32 * 64
+PANEL_BYTES = 26624  # the larger of 16 * 2 * (512 + 5 * 64) and 4 * 2 * 32 * 64
 ITEM_ROWS = 64
 LINEAR_SCRATCH_BYTES = PANEL_BYTES + 2 * 4 * 16 * PANEL_TILES * ITEM_ROWS
 

@@ -1,13 +1,15 @@
 """Blocks of packed weights (see `formats`), spread out in registers.
 
-Bytes of formats with a zero point are raised so that it lies at 128, whatever the format: what it adds to a dot depends
-on the activations alone, and dots start from there. Their scales are lowered by the same power of two.
+Numbers are raised to fill a byte, and scales lowered by the same power of two. So a zero point lies at 128, whatever
+the format: what it adds to a dot depends on the activations alone, and dots start from there.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 from vllm_nb.kernels.cpu.formats import CODEBOOK, QUADS, VECTOR_BYTES, Format
+from vllm_nb.kernels.cpu.layout import ROUNDER
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.emit import BYTES, Builder, Value, byte_vector, const, float_vector
 
@@ -16,10 +18,12 @@ ZERO = 128
 
 @dataclass(frozen=True)
 class Block:
-    """What gives the 8 vectors of unsigned bytes; and of each group its float32 scales, and its minima if there are."""
+    """What gives the 8 vectors of unsigned bytes; of each group its float32 scales, and its minima if there are; and
+    the offset that takes away what ROUNDER adds to their products (see `tile`)."""
 
     quad: Callable[[int], Value]
     scale: Callable[[int], Value]
+    offset: Callable[[], Value]
     minimum: Callable[[int], Value] | None
 
 
@@ -29,7 +33,7 @@ def has_zero(fmt: Format) -> bool:
 
 
 def _minimum_factor(fmt: Format) -> float:
-    """A group of half a block multiplies its minimum with what its dot would start from: -ZERO times a sum."""
+    """A group of half a block multiplies its minimum with what a dot may start from: ROUNDER - ZERO times a sum."""
     return 1.0 if fmt.groups == 1 else -1.0 / ZERO
 
 
@@ -45,12 +49,16 @@ def read_block(b: Builder, fmt: Format, block: Value) -> Block:
     quads = _quads(b, fmt, block)
     scales = factors(fmt.scales_at, 1.0 / (1 << _raised_by(fmt)))
     minima = factors(fmt.minima_at, _minimum_factor(fmt)) if fmt.has_min else None
-    return Block(quads.__getitem__, scales, minima)
+    with_rounder = [scales(group) for group in range(fmt.groups)]
+    if minima and fmt.groups == 2:
+        with_rounder += [minima(group) for group in range(fmt.groups)]
+    offset = b.fmul(reduce(b.fadd, with_rounder), float_vector(-ROUNDER))
+    return Block(quads.__getitem__, scales, lambda: offset, minima)
 
 
 def _raised_by(fmt: Format) -> int:
     """Bits that the numbers are shifted left."""
-    return (ZERO // fmt.zero).bit_length() - 1 if fmt.zero else 0
+    return 0 if fmt.codebook else 8 - fmt.low - fmt.high
 
 
 def _quads(b: Builder, fmt: Format, block: Value) -> list[Value]:

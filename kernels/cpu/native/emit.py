@@ -97,6 +97,13 @@ def variable(b: Builder, value: Value) -> Value:
     return place
 
 
+def disguise(b: Builder, value: Value) -> Value:
+    """The same integer, of which the compiler knows nothing: what lies at such an address it cannot keep in registers
+    from one turn of a loop to the next."""
+    kind = ir.FunctionType(value.type, [value.type])
+    return b.asm(kind, "", "=r,0", [value], side_effect=True)
+
+
 def load(b: Builder, address: Value, kind: Any) -> Value:
     value = b.load(b.inttoptr(address, ir.PointerType(kind)))
     value.align = 1

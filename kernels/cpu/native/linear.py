@@ -20,7 +20,7 @@ from vllm_nb.kernels.cpu.layout import (
 )
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native import panel as panels
-from vllm_nb.kernels.cpu.native.groups import groups_tile
+from vllm_nb.kernels.cpu.native.groups import groups_tile, rows_at_a_time
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share
 from vllm_nb.kernels.cpu.native.panel import Panels
 from vllm_nb.kernels.cpu.native.simd import Floats, load, load_part, prefetch, store, store_part, zeros
@@ -83,17 +83,23 @@ def _clear(sums: int, size: int) -> None:
 
 def _grouped_rows(fmt: Format) -> Any:
     """-> helper for some groups of rows"""
-    multiply, block_bytes, sums_bytes = groups_tile(fmt), fmt.block_bytes, VECTOR_BYTES * GROUP_ROWS
+    multiply, block_bytes, at_a_time = groups_tile(fmt), fmt.block_bytes, rows_at_a_time(fmt)
 
     @helper
     def grouped_rows(args: int, rows: int, room: int, thread: int, threads: int) -> None:
-        blocks, groups = arg(args, BLOCKS), (rows + GROUP_ROWS - 1) // GROUP_ROWS
-        start, stop = share(arg(args, TILES), thread, threads)
-        for tile in range(start, stop):
-            _clear(room, groups * sums_bytes)
-            multiply(arg(args, WEIGHTS) + tile * blocks * block_bytes, arg(args, X), blocks, groups, room)
+        blocks, groups = arg(args, BLOCKS), (rows + at_a_time - 1) // at_a_time
+        size, tiles = blocks * block_bytes, arg(args, TILES)
+        start, stop = share((tiles + PANEL_TILES - 1) // PANEL_TILES, thread, threads)
+        for pair in range(start, stop):
+            first = PANEL_TILES * pair
+            second = min(first + 1, tiles - 1)  # an odd last tile is multiplied twice
+            _clear(room, groups * at_a_time * PANEL_TILES * VECTOR_BYTES)
+            weights = arg(args, WEIGHTS)
+            multiply(weights + first * size, weights + second * size, arg(args, X), blocks, groups, room)
             for row in range(rows):
-                _store_tile(args, tile, row, load(room + VECTOR_BYTES * row))
+                at = room + VECTOR_BYTES * PANEL_TILES * row
+                for tile in range(first, second + 1):
+                    _store_tile(args, tile, row, load(at + VECTOR_BYTES * (tile - first)))
 
     return grouped_rows
 

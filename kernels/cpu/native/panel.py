@@ -2,7 +2,7 @@
 
 A panel lies in the thread's scratch memory, in the nearest cache. Its vectors of both tiles lie side by side:
 
-    of integers, block by block    8 quads of bytes, the scales float32 of each group, the minima likewise
+    of integers, block by block    8 quads of bytes, the scales float32 of each group, the offset, the minima
     of floats, input by input      float32; bfloat16 pairs where the variant multiplies those
 
 A number of activations is fetched once for both tiles. Of sixteen dots at a time none waits for the one before; they
@@ -43,7 +43,7 @@ class Panels:
 
 def quantised(fmt: Format) -> Panels:
     # two groups have twice the dots at a time
-    factors, rows = fmt.groups * (1 + fmt.has_min), GROUP_ROWS // fmt.groups
+    factors, rows = fmt.groups * (1 + fmt.has_min) + 1, GROUP_ROWS // fmt.groups
 
     def address(b: Builder, panel: Value, vector: int, tile: int) -> Value:
         return b.add(panel, const(VECTOR_BYTES * (PANEL_TILES * vector + tile)))
@@ -56,6 +56,7 @@ def quantised(fmt: Format) -> Panels:
         with emit.for_range(b, blocks) as index:
             block = read_block(b, fmt, emit.offset(b, w, fmt.block_bytes, index))
             values = [block.quad(n) for n in range(QUADS)] + [block.scale(n) for n in range(fmt.groups)]
+            values.append(block.offset())
             values += [block.minimum(n) for n in range(fmt.groups)] if block.minimum else []
             target = emit.offset(b, panel, size, index)
             for number, value in enumerate(values):
@@ -66,13 +67,14 @@ def quantised(fmt: Format) -> Panels:
             # once: the compiler would read them anew after each store of a sum
             return cache(lambda n: emit.load(b, address(b, panel, first + n, tile), kind))
 
-        minimum = loader(QUADS + fmt.groups, FLOATS) if fmt.has_min else None
-        return Block(loader(0, BYTES), loader(QUADS, FLOATS), minimum)
+        factor = loader(QUADS, FLOATS)  # scales, offset, minima
+        minimum = loader(QUADS + fmt.groups + 1, FLOATS) if fmt.has_min else None
+        return Block(loader(0, BYTES), factor, lambda: factor(fmt.groups), minimum)
 
     @op(void, i64, i64, i64, i64)
     def multiply(b: Builder, panel: Value, x: Value, blocks: Value, sums: Value) -> None:
-        totals = sums_at(b, sums, rows * PANEL_TILES)
         with emit.for_range(b, blocks) as index:
+            totals = sums_at(b, emit.disguise(b, sums), rows * PANEL_TILES)
             at, record = emit.offset(b, panel, size, index), emit.offset(b, x, RECORD_BYTES * GROUP_ROWS, index)
             tiles = [unpacked(b, at, tile) for tile in range(PANEL_TILES)]
             add_block(b, fmt, tiles, [Row(b, record, row, GROUP_ROWS) for row in range(rows)], totals)

@@ -5,10 +5,17 @@ computed with in vain.
 """
 
 from vllm_nb.kernels.cpu.formats import BLOCK
-from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_BYTES, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS
+from vllm_nb.kernels.cpu.layout import (
+    GROUP_ROWS,
+    RECORD_BYTES,
+    RECORD_SCALES,
+    RECORD_STARTS,
+    RECORD_SUMS,
+    ROUNDER,
+    ROUNDER_BITS,
+)
 from vllm_nb.kernels.cpu.native.kernel import arg, header, helper, kernel, scratch, share
 from vllm_nb.kernels.cpu.native.records import (
-    ROUNDER,
     interleave_floats,
     interleave_pairs,
     interleave_rounded,
@@ -63,9 +70,9 @@ def _quantize_one(x: int, i: int, width: int, record: int) -> None:
     scale = splat(largest) / splat(127.0)
     store_part(record + RECORD_SCALES, scale, 1)
     store_part(record + RECORD_SUMS, scale * to_floats(splat_int(low_sum + high_sum)), 1)
-    store_i32(record + RECORD_STARTS, -128 * (low_sum + high_sum))
-    store_i32(record + RECORD_STARTS + 4, -128 * low_sum)
-    store_i32(record + RECORD_STARTS + 8, -128 * high_sum)
+    store_i32(record + RECORD_STARTS, ROUNDER_BITS - 128 * (low_sum + high_sum))
+    store_i32(record + RECORD_STARTS + 4, ROUNDER_BITS - 128 * low_sum)
+    store_i32(record + RECORD_STARTS + 8, ROUNDER_BITS - 128 * high_sum)
 
 
 @helper

@@ -1,6 +1,6 @@
 """Eight rows' next 32 activations side by side, as `tile` reads them: a record of int8, or floats.
 
-Rounding to int8 is an addition: 1.5 * 2**23 plus a number of few bits is a float32 whose lowest bits are that number's
+Rounding to int8 is an addition: ROUNDER plus a number of few bits is a float32 whose lowest bits are that number's
 nearest integer. Bytes of 4 rows are put together lane by lane, then turned: 4 neighbours of a row lie side by side.
 """
 
@@ -9,12 +9,17 @@ from typing import Any
 
 from llvmlite import ir
 
-from vllm_nb.kernels.cpu.layout import GROUP_ROWS, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS
+from vllm_nb.kernels.cpu.layout import (
+    GROUP_ROWS,
+    RECORD_SCALES,
+    RECORD_STARTS,
+    RECORD_SUMS,
+    ROUNDER,
+    ROUNDER_BITS,
+)
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, LANES, Builder, Value, byte_vector, const
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
-
-ROUNDER = 12582912.0  # 1.5 * 2**23
 
 _EIGHT_FLOATS, _EIGHT_INTS = (ir.VectorType(kind, GROUP_ROWS) for kind in (emit.f32, emit.i32))
 
@@ -107,10 +112,10 @@ def _store_factors(b: Builder, record: Value, largest: Value, sums: list[Value])
     emit.store(b, b.add(record, const(RECORD_SCALES * GROUP_ROWS)), scale)
     product = b.fmul(scale, b.sitofp(whole, _EIGHT_FLOATS))
     emit.store(b, b.add(record, const(RECORD_SUMS * GROUP_ROWS)), product)
-    factor = ir.Constant(_EIGHT_INTS, [-128] * GROUP_ROWS)
+    factor, rounder = (ir.Constant(_EIGHT_INTS, [value] * GROUP_ROWS) for value in (-128, ROUNDER_BITS))
     for part, value in enumerate((whole, *sums)):
         at = b.add(record, const((RECORD_STARTS + 4 * part) * GROUP_ROWS))
-        emit.store(b, at, b.mul(value, factor))
+        emit.store(b, at, b.add(b.mul(value, factor), rounder))
 
 
 def _interleave(b: Builder, rows: list[Value]) -> list[Value]:
