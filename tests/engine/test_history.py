@@ -93,6 +93,34 @@ def test_each_lane_is_what_its_sequence_went_through(watched) -> None:
         assert not kinds[number]["waiting"] & (kinds[number]["decode"] | kinds[number]["prefill"])
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_was_cached_belongs_to_the_step_that_computes_the_rest(make_core, new_sequence, overlap: bool) -> None:
+    """With overlap a step is scheduled before the last one has ended."""
+    core = make_core(overlap=overlap)
+    snapshot = take(core, paused=False)
+    history = History(EngineView.from_snapshot(snapshot.to_dict(), snapshot.offset))
+    prompt = list(range(20))
+    core.scheduler.add(new_sequence(prompt, request_id="first", max_tokens=12))
+    for _ in range(4):
+        core.step()
+    for number in (1, 5):  # of the latter the only token is the last
+        core.scheduler.add(new_sequence(prompt, request_id=f"same, {number}", max_tokens=number))
+        core.step()
+    while core.scheduler.has_work:
+        core.step()
+    for event in core.events.ring.read(history.offset, 10_000):
+        history.apply(event)
+    first, *others = history.lanes.values()
+    assert "cached" not in [span.kind for span in first.spans]
+    for lane in others:
+        kinds = [span.kind for span in lane.spans if span.kind != "waiting"]
+        assert kinds[:2] == ["cached", "prefill"]
+        assert kinds[-1] == "finished"
+        cached, prefill = (next(span for span in lane.spans if span.kind == kind) for kind in kinds[:2])
+        assert cached.first == cached.last == prefill.first
+        assert cached.tokens + prefill.tokens == 20
+
+
 def test_rates_count_every_token_once(watched) -> None:
     history, plans = watched
     last = history.steps[-1]

@@ -105,6 +105,7 @@ class History:
         self._view = view.copy()
         self._clocks: dict[int, _Clock] = {}
         self._sampled: set[int] = set()
+        self._found: dict[int, int] = {}  # cached tokens of who was admitted for a step that has not ended yet
         for number in (*view.running, *view.waiting):
             self._enter(view.sequences[number])
 
@@ -132,9 +133,7 @@ class History:
         self._enter(self._view.sequences[event.sequence])
 
     def _scheduled(self, event: events.RequestScheduled) -> None:
-        if event.cached_tokens:
-            step = self._view.step + 1
-            self.lanes[event.sequence].spans.append(Span("cached", step, step, event.cached_tokens))
+        self._found[event.sequence] = event.cached_tokens
 
     def _preempted(self, event: events.RequestPreempted) -> None:
         step = self._view.step + 1
@@ -174,6 +173,8 @@ class History:
                 prefill += count
         for number in self._view.waiting:
             self._wait(self.lanes[number], event.step, self._view.wait_reason(number))
+        if self._found:  # with overlap they may be of the next step, without those whose request ended before
+            self._found = {number: tokens for number, tokens in self._found.items() if number in self._clocks}
         phases = event.schedule, event.prepare, event.forward, event.sample, event.update
         counts = prefill, decode, len(self._view.running), len(self._view.waiting), self._view.num_used, read
         values = (event.time, sum(phases), *counts, event.token_budget, *phases)
@@ -196,6 +197,8 @@ class History:
     def _extend(self, lane: Lane, kind: str, step: int, tokens: int) -> None:
         """Add a step to the lane; ticks of decoding that follow on each other are one span."""
         end = lane.spans.pop() if lane.spans and lane.spans[-1].kind == "finished" else None
+        if found := self._found.pop(lane.sequence, 0):
+            lane.spans.append(Span("cached", step, step, found))
         last = lane.spans[-1] if lane.spans else None
         if last is not None and kind == "decode" == last.kind and last.last == step - 1:
             last.last, last.tokens = step, last.tokens + tokens
