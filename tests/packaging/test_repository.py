@@ -45,6 +45,12 @@ def test_no_source_file_is_too_long_to_read(repository_files, root):
     assert not {str(path.relative_to(root)): n for path, n in lengths.items() if n > MAX_LINES}
 
 
+def test_the_readme_fits_a_terminal(root):
+    """But for tables and pictures, whose lines cannot be broken."""
+    lines = lines_of(root / "README.md")
+    assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "<img"))] == []
+
+
 def test_every_test_file_is_collected(repository_files, root):
     """pytest finds test_*.py only: another name in tests/ would be a test that never runs."""
     named = [p for p in repository_files if p.is_relative_to(root / "tests") and p.suffix == ".py"]
