@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from vllm_nb.notebook.chat_widget import UI
 from vllm_nb.notebook.panels import PANELS
+from vllm_nb.notebook.panels.bundle import STATIC
 from vllm_nb.notebook.panels.palette import COLOURS
 
 NAMES = list(PANELS)
@@ -54,6 +56,96 @@ def photograph(output: Locator, name: str, theme: str) -> None:
     if WRITE:
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{name}-{theme}.png").write_bytes(picture)
+
+
+# What has the focus first, a key, and what then says something else.
+BY_KEYBOARD = {
+    "kv": ("canvas", "ArrowRight", ".vn-words"),
+    "throughput": ("select", "ArrowDown", ".vn-actions select"),
+    "schedule": (".vn-lanes", "ArrowLeft", ".vn-words"),
+    "paging": ("[role=listbox]", "ArrowDown", ".vn-words"),
+    "tokens": (".vn-token[tabindex='0']", "ArrowRight", "[role=status]"),
+    "memory": ("input[name=sequences]", "PageUp", ".vn-verdict"),
+}
+WORDS = "element => element.value ?? element.textContent"
+
+
+def operate_by_keyboard(page: Page, panel: Locator, name: str) -> None:
+    """What a panel has of its own, its numbers and its bar; the notebook stays at its cell meanwhile."""
+    prompt = page.locator(".jp-Notebook .jp-mod-active .jp-InputPrompt")
+    target, key, result = BY_KEYBOARD[name]
+    body = panel.locator(".vn-body")
+    before = body.locator(result).first.evaluate(WORDS)
+    body.locator(target).first.focus()
+    active = prompt.text_content()
+    page.keyboard.press(key)
+    changed = f"([body, selector, before]) => ({WORDS})(body.querySelector(selector)) !== before"
+    page.wait_for_function(changed, arg=[body.element_handle(), result, before])
+    if name != "memory":  # whose numbers are always there
+        body.locator("summary").focus()
+        page.keyboard.press("Enter")
+        expect(body.locator("details")).to_have_attribute("open", "")
+    has_text_for_all(panel, name)
+    if name != "memory":
+        page.keyboard.press("Enter")  # else the page is long, and jumps when there is nothing to tell
+    if panel.locator(".vn-transport").is_visible():
+        status = panel.locator(".vn-status")
+        panel.get_by_role("button", name="show what happens now").focus()
+        page.keyboard.press("Enter")
+        expect(status).to_have_text(re.compile(r"^step [1-9]\d*$"))
+        for control, keys in ((("button", "one step back"), ("Enter", "Space")), (("slider", "step"), ("Home", "End"))):
+            panel.get_by_role(control[0], name=control[1], exact=True).focus()
+            for key in keys:
+                before = status.text_content() or ""
+                page.keyboard.press(key)
+                status.scroll_into_view_if_needed()
+                expect(status).not_to_have_text(before)
+    assert prompt.text_content() == active
+
+
+def has_text_for_all(panel: Locator, name: str) -> None:
+    """Every picture has a name or is hidden from those who cannot see it, every control a name, the numbers rows."""
+    nameless = panel.evaluate("""panel => [...panel.querySelectorAll("svg, canvas, button, select, input")]
+        .filter((each) => each.getClientRects().length && !each.closest("[aria-hidden=true], [role=img] *"))
+        .filter((each) => !each.ariaLabel && !(each.matches("button") && each.textContent) && !each.labels?.length)
+        .map((each) => each.outerHTML.slice(0, 80))""")
+    assert nameless == [], name
+    roleless = panel.evaluate("""panel => [...panel.querySelectorAll(":is(svg, canvas):not([aria-hidden=true])")]
+        .filter((each) => !each.role).map((each) => each.outerHTML.slice(0, 80))""")
+    assert roleless == [], name
+    rows = panel.locator(".vn-body table").last.locator("tbody tr")
+    assert rows.count() > 0, name
+    assert all(cell.strip() for cell in rows.first.locator("td, th").all_inner_texts()[1:]), name
+
+
+def matching(part: Locator, css: str) -> list[str]:
+    """Selectors of a style sheet that choose something in a part of the page."""
+    return part.evaluate("""(part, css) => {
+        const sheet = new CSSStyleSheet();
+        sheet.replaceSync(css);
+        const rules = [...sheet.cssRules].flatMap((rule) => (rule.selectorText ? [rule] : [...(rule.cssRules ?? [])]));
+        const inside = [part, ...part.querySelectorAll("*")];
+        return rules.map((rule) => rule.selectorText).filter((one) => one && inside.some((each) => each.matches(one)));
+    }""", css)  # fmt: skip
+
+
+def restarted(notebook, first: dict[str, Locator]) -> None:
+    """Each panel says that its kernel is gone, comes back when its cell is run again, and follows what comes then."""
+    notebook.restart_kernel()
+    for panel in first.values():
+        expect(panel.locator(".vn-status")).to_have_text(RESTARTED)
+    notebook.start(0)
+    for name, panel in first.items():
+        notebook.start(CELLS[name])
+        expect(panel.locator(".vn-status")).to_have_text(re.compile(r"^step \d+$"))
+        expect(panel.get_by_role("button", name="one step back")).to_be_enabled()
+    notebook.run(SHORT)  # and all of them follow what comes then
+    last = first["schedule"].locator(".vn-status")
+    last.scroll_into_view_if_needed()
+    expect(last).to_have_text(re.compile("^step [1-9]"))
+    for panel in first.values():
+        panel.scroll_into_view_if_needed()
+        expect(panel.locator(".vn-status")).to_have_text(last.text_content() or "")
 
 
 @pytest.fixture
@@ -111,10 +203,10 @@ def test_every_panel(notebook, page: Page) -> None:
             photograph(notebook.output(place), name, theme.lower())
     choose_theme(page, "JupyterLab Light")
 
-    lanes = first["schedule"].locator(".vn-lanes")  # by keyboard
-    lanes.focus()
-    page.keyboard.press("ArrowLeft")
-    expect(first["schedule"].locator(".vn-words")).to_have_text(re.compile("^sequence .*step"))
+    for name, panel in first.items():
+        operate_by_keyboard(page, panel, name)
+        assert matching(panel, (UI / "chat.css").read_text()) == [], name
+    first["kv"].get_by_role("button", name="show what happens now").click()
 
     page.keyboard.press("Control+s")
     expect(page.locator(".jp-mod-dirty")).to_have_count(0)
@@ -128,14 +220,7 @@ def test_every_panel(notebook, page: Page) -> None:
         panel.scroll_into_view_if_needed()
         expect(panel.locator(".vn-status")).to_have_text(re.compile(r"step \d+ · of"))
 
-    notebook.restart_kernel()
-    for panel in first.values():
-        expect(panel.locator(".vn-status")).to_have_text(RESTARTED)
-    notebook.start(0)
-    for name, panel in first.items():
-        notebook.start(CELLS[name])
-        expect(panel.locator(".vn-status")).to_have_text(re.compile(r"^step \d+$"))
-        expect(panel.get_by_role("button", name="one step back")).to_be_enabled()
+    restarted(notebook, first)
 
 
 def test_without_its_kernel(lab, page: Page) -> None:
@@ -182,7 +267,7 @@ def test_kernel_restart(lab, engine, page: Page) -> None:
 
 def test_dashboard(lab, page: Page) -> None:
     """All panels below one another, none wider than there is room, and one bar for all."""
-    notebook = lab.open(page, ["import vllm_nb\nvllm_nb.dashboard()"])
+    notebook = lab.open(page, ["import vllm_nb\nvllm_nb.dashboard()", "vllm_nb.chat()"])
     output = notebook.run(0)
     for name in NAMES:
         expect(panel_in(output, name)).to_be_visible()
@@ -192,3 +277,7 @@ def test_dashboard(lab, page: Page) -> None:
     expect(output.locator(".vn-status").first).to_have_text(re.compile("^step "))
     swatches = panel_in(output, "schedule").locator(".vn-legend").first.locator(".vn-swatch").all()
     assert len({swatch.evaluate("swatch => swatch.offsetTop") for swatch in swatches}) == 1  # no style of another panel
+    chat = notebook.run(1).locator(".vn-widget")
+    expect(chat.get_by_label("Message the model")).to_be_visible()
+    for file in STATIC.glob("*.css"):
+        assert matching(chat, file.read_text()) == []

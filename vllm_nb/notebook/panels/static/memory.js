@@ -170,13 +170,13 @@ function sliders(plan, settings, change) {
       change(name, chosen);
     };
     const place = toSlider(settings[name], most);
-    const input = html("input", { type: "range", min: 0, max: 1000, value: place, name, oninput: moved, onkeydown: keep });
+    const input = html("input", { type: "range", min: 0, max: 1000, value: place, name, oninput: moved });
     return html("label", {}, text, input, value);
   };
   const choice = (name, text, values) => {
     const options = values.map((each) => html("option", { value: each, selected: each === settings[name] }, String(each)));
     const chosen = (event) => change(name, typeof values[0] === "number" ? Number(event.target.value) : event.target.value);
-    return html("label", {}, text, html("select", { name, onchange: chosen, onkeydown: keep }, ...options));
+    return html("label", {}, text, html("select", { name, onchange: chosen }, ...options));
   };
   const sizes = [...new Set([...BLOCK_SIZES, settings.block_size])].sort((a, b) => a - b);
   return [
@@ -185,11 +185,6 @@ function sliders(plan, settings, change) {
     choice("dtype", "dtype", Object.keys(plan.weight_bytes)),
     choice("block_size", "tokens a block", sizes),
   ];
-}
-
-/** Keys belong to the control that has the focus, not to JupyterLab. */
-function keep(event) {
-  event.stopPropagation();
 }
 
 /** What the settings mean, in a sentence. */

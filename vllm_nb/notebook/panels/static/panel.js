@@ -25,6 +25,7 @@ function show(title, build, model, el) {
   const bar = transportBar(tell);
   const instead = html("style", {}, `.vn-picture-${model.get("panel_id")} { display: none }`); // picture.py
   const box = html("section", { class: "vllm-nb vn-panel", "aria-label": title }, instead, body, bar.element);
+  box.addEventListener("keydown", keepFromNotebook);
   el.append(box);
   const update = build(body, model);
 
@@ -62,6 +63,12 @@ function show(title, build, model, el) {
     stopAwaiting();
     seen(false);
   };
+}
+
+/** Keys belong to the control that has the focus: JupyterLab would go to another cell, or begin to edit one. */
+function keepFromNotebook(event) {
+  const meantForIt = event.ctrlKey || event.metaKey || event.altKey || (event.shiftKey && event.key === "Enter");
+  if (!meantForIt && event.target.closest("button, select, input, summary")) event.stopPropagation();
 }
 
 /** Calls back whenever it changes whether a reader can see the element. Returns the way to end it. */
