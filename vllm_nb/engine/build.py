@@ -11,7 +11,7 @@ from vllm_nb.engine.block_manager import BlockManager
 from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
-from vllm_nb.engine.memory import MemoryPlan, kv_token_bytes, plan_memory, read_device
+from vllm_nb.engine.memory import MemoryPlan, kv_token_bytes, plan_memory
 from vllm_nb.engine.placement import Placement, place
 from vllm_nb.engine.runner import Runner
 from vllm_nb.engine.sampler import Sampler
@@ -78,12 +78,12 @@ def plan_capacity(
         )
     wanted = config.max_model_len or model.max_position
     block_bytes = kv_token_bytes(model, placement, config.block_size, placement.kv_dtype) * config.block_size
-    free = _free_memory(placement.device) - activation_bytes
     if config.num_kv_blocks is None:
+        free = _read_memory(placement.device)[0] - activation_bytes
         num_blocks = _blocks_that_fit(config, placement.device, wanted, block_bytes, free)
     else:
         num_blocks = config.num_kv_blocks
-        _check_memory(num_blocks, block_bytes, placement.device, free)
+        _check_memory(num_blocks, block_bytes, placement.device, activation_bytes)
     num_tokens = num_blocks * config.block_size
     if config.max_model_len is not None and config.max_model_len > num_tokens:
         raise ModelLoadError(
@@ -100,14 +100,15 @@ def plan_capacity(
     )
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes."""
+def _read_memory(device: torch.device) -> tuple[int, int]:
+    """(free, all there is) in bytes. ImportError without psutil, unless the device is a GPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what loading has left over counts as free
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # a GPU machine need not have it
+        return torch.cuda.mem_get_info(device)
+    import psutil
 
-    return int(psutil.virtual_memory().available)
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
 
 
 def _blocks_that_fit(config: EngineConfig, device: torch.device, max_len: int, block_bytes: int, free: int) -> int:
@@ -123,9 +124,13 @@ def _blocks_that_fit(config: EngineConfig, device: torch.device, max_len: int, b
     return min(fitting, -(-max(DEFAULT_KV_TOKENS, 2 * max_len) // config.block_size))
 
 
-def _check_memory(num_blocks: int, block_bytes: int, device: torch.device, free: int) -> None:
+def _check_memory(num_blocks: int, block_bytes: int, device: torch.device, activation_bytes: int) -> None:
     """A GPU's memory is taken at once, so what is free counts; elsewhere it is taken as it is used, so all there is."""
-    asked, total = num_blocks * block_bytes, read_device(device).total
+    try:
+        free, total = _read_memory(device)
+    except ImportError:
+        return  # a machine set up for its GPU alone, whose CPU is used for tests
+    asked, free = num_blocks * block_bytes, free - activation_bytes
     if asked > (free if device.type == "cuda" else total):
         where = "the GPU" if device.type == "cuda" else "this machine"
         raise ModelLoadError(
