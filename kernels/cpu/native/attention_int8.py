@@ -204,9 +204,8 @@ def _values_tile(rows: int, vectors: int) -> Any:
 
     @op(void, i64, i64, i64, i64, i64, i64)
     def tile(b: Builder, table: Value, pieces: Value, at: Value, weights: Value, out: Value, stride: Value) -> None:
-        ahead = emit.offset(
-            b, const(_PIECES * layout.int8_value_bytes(0)), _PIECES * TILE, stride
-        )  # a partition's values
+        # a partition's values
+        ahead = emit.offset(b, const(_PIECES * layout.int8_value_bytes(0)), _PIECES * TILE, stride)
         dots = [[[emit.variable(b, emit.int_vector(0)) for _ in range(2)] for _ in range(vectors)] for _ in range(rows)]
         with emit.for_range(b, pieces) as piece:
             values = b.add(emit.load(b, emit.offset(b, table, 8, piece), emit.i64), at)
@@ -263,7 +262,7 @@ def _softmax(
     for i in range(0, keys, TILE):
         at = arg(args, VALUES_AT) + TILE * width + load_i64(table + i // 2) * value_bytes(width)
         store(scales + 4 * i, load_value_scales(at, _PIECES * value_bytes(width)))
-    first, stop, greatest = 0, 0, 0.0
+    first, stop, greatest = -1, -1, 0.0
     for row in range(rows):
         if first != load_i64(visible + 16 * row) or stop != load_i64(visible + 16 * row + 8):
             first, stop = load_i64(visible + 16 * row), load_i64(visible + 16 * row + 8)

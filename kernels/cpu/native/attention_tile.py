@@ -190,9 +190,9 @@ class Products:
 
     load_rows(args, seq, head, tile, rows, room): queries times `score_factor`, as `score` reads them, QUERY_BYTES a row
     score(args, rows, keys, queries, scores, table): q times keys, float32 [rows, KEYS]
-    softmax(args, rows, keys, scores, maxima, totals, weights, spare, table, seen): 2**(score - maximum), which become
-        weights, and their sums. seen: for each row the first key that it may see and the end, int64 [rows, 2], counted
-        in the partition
+    softmax(args, rows, keys, scores, maxima, totals, weights, spare, table, visible): 2**(score - maximum), which
+        become weights, and their sums. visible: for each row the first key that it may see and the end, int64
+        [rows, 2], counted in the partition
     weigh(args, rows, valid, weights, slot, spare, table): weights times values, float32 [rows, width]; may spoil the
         table. Only the first `valid` keys have values: what lies behind may be anything, even NaN.
     """

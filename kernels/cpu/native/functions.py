@@ -68,7 +68,7 @@ def exp2(x: Floats) -> Floats:
 
 @helper
 def rough_exp2(x: Floats) -> Floats:
-    """2**x for x <= 0, relative error below 4e-6; 2**-100 below -100. Two thirds of exp2's work.
+    """2**x for x <= 0, relative error below 4e-6; 2**-100 below -100.
 
     Polynomial: least greatest relative error on [-1/2, 1/2], with 1 at 0, so that no result is above 1.
     """
