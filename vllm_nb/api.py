@@ -21,6 +21,8 @@ from vllm_nb.chat_options import ChatOptions
 from vllm_nb.config import EngineConfig
 from vllm_nb.embeddings import EmbeddingRequest
 from vllm_nb.engine.build import build_core, predict_memory
+from vllm_nb.engine.collector import collector_paused
+from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.loop import Channel, EngineLoop
 from vllm_nb.engine.memory import memory_of
 from vllm_nb.engine.sequence import Pooling
@@ -99,20 +101,8 @@ class Engine(Inside):
 
     def __init__(self, path: Path, config: EngineConfig | None = None):
         self.config = config or EngineConfig()
-        checkpoint = open_checkpoint(path)
-        try:
-            self._memory_plan = predict_memory(checkpoint, self.config)
-            core = build_core(checkpoint, self.config)
-            self.tokenizer = checkpoint.load_tokenizer()
-            self.chat_template = ChatTemplate(checkpoint.chat_template(), self.tokenizer, checkpoint.name)
-            self.model_name: str = checkpoint.name
-            self.default_params = _defaults(checkpoint)
-            self.dialogue = Dialogue(
-                self.chat_template, self.tokenizer, self.config.tool_parser, self.config.reasoning_parser
-            )
-            eos_ids = frozenset(checkpoint.generation.eos_token_ids or self.tokenizer.eos_ids)
-        finally:
-            checkpoint.close()
+        with collector_paused():
+            core, eos_ids = self._load(path)
         self._capacity = core.runner.capacity
         self.counts = core.stats
         self.info = core.info = replace(core.info, memory=memory_of(core.runner, self._memory_plan))
@@ -127,6 +117,23 @@ class Engine(Inside):
         self._hidden_size: int = core.runner.model.config.hidden_size
         self._loop = EngineLoop(core, self.config.max_queued_requests, self.config.max_queued_tokens)
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = weakref.WeakKeyDictionary()
+
+    def _load(self, path: Path) -> tuple[EngineCore, frozenset[int]]:
+        """What runs the model, and the tokens that end an answer; sets all that the model's files decide."""
+        checkpoint = open_checkpoint(path)
+        try:
+            self._memory_plan = predict_memory(checkpoint, self.config)
+            core = build_core(checkpoint, self.config)
+            self.tokenizer = checkpoint.load_tokenizer()
+            self.chat_template = ChatTemplate(checkpoint.chat_template(), self.tokenizer, checkpoint.name)
+            self.model_name: str = checkpoint.name
+            self.default_params = _defaults(checkpoint)
+            self.dialogue = Dialogue(
+                self.chat_template, self.tokenizer, self.config.tool_parser, self.config.reasoning_parser
+            )
+            return core, frozenset(checkpoint.generation.eos_token_ids or self.tokenizer.eos_ids)
+        finally:
+            checkpoint.close()
 
     # Generate
 

@@ -1,5 +1,6 @@
 """Rotary tables against the functions transformers computes its frequencies with."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -66,6 +67,14 @@ def test_a_long_table_is_exact():
     last = cos_sin_table(10000.0, 4, 100_001, max_position=10, device=CPU)[-1].tolist()
     expected = [torch.tensor(100_000 * f, dtype=torch.float64) for f in (1.0, 0.01)]
     assert last == pytest.approx([*(a.cos().item() for a in expected), *(a.sin().item() for a in expected)], abs=1e-6)
+
+
+@pytest.mark.parametrize("max_len", [1, 511, 512, 513, 1300])
+def test_a_table_of_any_length_has_its_positions_in_order(max_len):
+    """It is computed some hundred positions at a time."""
+    angles = np.arange(max_len)[:, None] * THETA ** -(np.arange(0, 96, 2) / 96)
+    expected = np.concatenate((np.cos(angles), np.sin(angles)), 1)
+    np.testing.assert_allclose(table(max_len=max_len).numpy(), expected, atol=1e-7)
 
 
 def test_dynamic_scaling_beyond_the_original_context_is_refused():

@@ -11,6 +11,8 @@ from vllm_nb.errors import ModelLoadError
 
 Scaling = Mapping[str, Any]
 
+_CHUNK = 512  # positions computed at a time: their angles stay in the processor's cache
+
 
 def cos_sin_table(
     theta: float,
@@ -32,9 +34,14 @@ def cos_sin_table(
     # In float64, because an angle's error grows with the position.
     powers = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
     frequencies, amplitude = _scaled(theta**-powers, theta, scaling or {}, max_len, max_position)
-    angles = torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies)  # [max_len, rotary_dim / 2]
-    cos, sin = ((function(angles) * amplitude).float() for function in (torch.cos, torch.sin))
-    return torch.cat((cos, sin), dim=-1).to(device)
+    table = torch.empty(max_len, 2 * len(frequencies), device=device)
+    for start in range(0, max_len, _CHUNK):
+        rows = table[start : start + _CHUNK]
+        positions = torch.arange(start, start + len(rows), dtype=torch.float64)
+        angles = torch.outer(positions, frequencies)  # [rows, rotary_dim / 2]
+        rows[:, : len(frequencies)] = torch.cos(angles) * amplitude
+        rows[:, len(frequencies) :] = torch.sin(angles) * amplitude
+    return table
 
 
 def _scaled(
