@@ -21,6 +21,7 @@ from vllm_nb.chat_options import ChatOptions
 from vllm_nb.config import EngineConfig
 from vllm_nb.embeddings import EmbeddingRequest
 from vllm_nb.engine.build import build_core, predict_memory
+from vllm_nb.engine.capacity import longer_context
 from vllm_nb.engine.collector import collector_paused
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.loop import Channel, EngineLoop
@@ -83,7 +84,9 @@ class EngineBuilder:
         )
 
     def with_fp8_kvcache(self) -> Self:
-        raise NotImplementedError("an fp8 KV cache is not built yet; with_dtype('bfloat16') keeps it at 16 bits")
+        raise NotImplementedError(
+            "an fp8 KV cache is not built yet; without with_dtype it is kept in 8 bits on a CPU, in 16 on a GPU"
+        )
 
     def with_multirank(self, device_ids: str) -> Self:
         raise NotImplementedError(f"several ranks ({device_ids}) are not built yet; the engine runs on one device")
@@ -104,6 +107,8 @@ class Engine(Inside):
         with collector_paused():
             core, eos_ids = self._load(path)
         self._capacity = core.runner.capacity
+        model = core.runner.model.config
+        self._too_long = longer_context(self.config, self._capacity.max_model_len, model.max_position)
         self.counts = core.stats
         self.info = core.info = replace(core.info, memory=memory_of(core.runner, self._memory_plan))
         self._maker = RequestMaker(
@@ -112,9 +117,10 @@ class Engine(Inside):
             defaults=self.default_params,
             eos_ids=eos_ids,
             max_model_len=self._capacity.max_model_len,
-            vocab_size=core.runner.model.config.vocab_size,
+            too_long=self._too_long,
+            vocab_size=model.vocab_size,
         )
-        self._hidden_size: int = core.runner.model.config.hidden_size
+        self._hidden_size: int = model.hidden_size
         self._loop = EngineLoop(core, self.config.max_queued_requests, self.config.max_queued_tokens)
         self._channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = weakref.WeakKeyDictionary()
 
@@ -224,6 +230,7 @@ class Engine(Inside):
             dimensions=dimensions,
             window=max(1, self.config.max_queued_requests // 2),
             max_len=self._capacity.max_model_len,
+            too_long=self._too_long,
             size=self._hidden_size,
         )
 

@@ -120,6 +120,9 @@ SETTINGS_CHOICES = {"device": DEVICES, "backend": BACKENDS, "dtype": DTYPES}
 NOT_YET: dict[str, tuple[str | None, str]] = {
     "isq": ("KIND", "quantising while loading is not built yet: give a file that is quantised already, as GGUF"),
     "ranks": ("0,1", "several GPUs or ranks are not built yet: the engine runs on one device"),
-    "fp8_kvcache": (None, "an fp8 KV cache is not built yet: --dtype bfloat16 keeps it at 16 bits"),
+    "fp8_kvcache": (
+        None,
+        "an fp8 KV cache is not built yet: leave --dtype on auto, which keeps it in 8 bits on a CPU, 16 on a GPU",
+    ),
     "lora": ("NAME=PATH", "LoRA adapters are not built yet: merge the adapter into its model, and give that"),
 }

@@ -52,9 +52,13 @@ def save(path: Path, connection: Connection) -> None:
     """Replace the file at `path`, readable by its owner alone."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(draft, flags, 0o600), "w", encoding="utf-8") as file:
-        json.dump(asdict(connection), file)
-    os.replace(draft, path)
+    try:
+        with open(os.open(draft, flags, 0o600), "w", encoding="utf-8") as file:
+            json.dump(asdict(connection), file)
+        os.replace(draft, path)
+    except OSError:  # a full disk
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> Connection:

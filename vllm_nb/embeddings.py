@@ -33,7 +33,8 @@ class EmbeddingRequest:
     """Many prompts, one vector each: a sequence a prompt, at most `window` of them in the engine at a time.
 
     pooling: "mean" over the hidden states of all tokens, or the "last" token's. dimensions: the first so many of a
-    vector, made of length 1 again; None: all. max_len: tokens the engine takes. size: dimensions the model has.
+    vector, made of length 1 again; None: all. max_len: tokens the engine takes. too_long: what to
+    do about more, in words. size: dimensions the model has.
     Raises RequestError saying which input is at fault.
     """
 
@@ -46,9 +47,11 @@ class EmbeddingRequest:
         dimensions: int | None,
         window: int,
         max_len: int,
+        too_long: str,
         size: int,
     ):
-        _check(prompts, pooling, dimensions, max_len, size)
+        _check(prompts, pooling, dimensions, size)
+        _check_lengths(prompts, max_len, too_long)
         self.request_id = f"embd-{uuid.uuid4().hex[:16]}"
         self._loop = loop
         self._window = window
@@ -142,18 +145,18 @@ class EmbeddingRequest:
         return EmbeddingOutput(self._vectors, self._usage)
 
 
-def _check(prompts: list[list[int]], pooling: str, dimensions: int | None, max_len: int, size: int) -> None:
+def _check(prompts: list[list[int]], pooling: str, dimensions: int | None, size: int) -> None:
     if pooling not in POOLINGS:
         raise RequestError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
     if dimensions is not None and not 1 <= dimensions <= size:
         raise RequestError(f"dimensions must be a whole number from 1 to {size}, the model's own, not {dimensions!r}")
     if not prompts:
         raise RequestError("input must hold at least one text")
+
+
+def _check_lengths(prompts: list[list[int]], max_len: int, too_long: str) -> None:
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise RequestError(f"input[{i}] must have at least one token")
         if len(prompt) > max_len:
-            raise RequestError(
-                f"input[{i}] must have at most {max_len:,} tokens, not {len(prompt):,}: shorten it, or start the "
-                "engine with a larger max_model_len"
-            )
+            raise RequestError(f"input[{i}] must have at most {max_len:,} tokens, not {len(prompt):,}: {too_long}")

@@ -92,7 +92,8 @@ def _as_request_error() -> Iterator[None]:
 
 
 class RequestMaker:
-    """defaults: the sampling parameters of requests that give none. max_model_len, vocab_size: of the engine."""
+    """defaults: the sampling parameters of requests that give none. max_model_len, vocab_size: of the engine. too_long:
+    what to do about a longer prompt, in words."""
 
     def __init__(
         self,
@@ -102,11 +103,12 @@ class RequestMaker:
         defaults: SamplingParams,
         eos_ids: frozenset[int],
         max_model_len: int,
+        too_long: str,
         vocab_size: int,
     ):
         self._tokenizer, self._dialogue = tokenizer, dialogue
         self._defaults, self._eos_ids = defaults, eos_ids
-        self._max_model_len, self._vocab_size = max_model_len, vocab_size
+        self._max_model_len, self._too_long, self._vocab_size = max_model_len, too_long, vocab_size
         self._grammars = Grammars(tokenizer, eos_ids, vocab_size, dialogue.control_ids)
 
     def make(self, params: SamplingParams | None, conversation: Conversation, options: ChatOptions) -> Request:
@@ -168,7 +170,7 @@ class RequestMaker:
         if len(prompt) > longest:
             raise RequestError(
                 f"the prompt has {len(prompt):,} tokens and this engine takes at most {longest:,} and one to answer; "
-                "shorten it, or start the engine with a larger max_model_len"
+                f"{self._too_long}"
             )
         for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
             bad = next((i for i in ids if i >= self._vocab_size), None)

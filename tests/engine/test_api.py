@@ -163,7 +163,10 @@ def test_max_tokens_is_clipped_to_the_context(smollm2_path):
     with builder.with_config(max_model_len=48, num_kv_blocks=8).build() as engine:
         output = engine.generate(SamplingParams(max_tokens=1000, ignore_eos=True), Prompt(token_ids=[1] * 30))
         assert (len(output.token_ids), output.finish_reason) == (18, "length")
-        with pytest.raises(RequestError, match=r"the prompt has 48 tokens and this engine takes at most 47"):
+        at_most = "the prompt has 48 tokens and this engine takes at most 47 and one to answer"
+        with pytest.raises(
+            RequestError, match=f"{at_most}; shorten it, or start the engine with a larger max_model_len"
+        ):
             engine.generate(None, Prompt(token_ids=[1] * 48))
 
 

@@ -251,6 +251,11 @@ def run(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if not prompt.strip():
         raise ValueError("the prompt is empty: give it as an argument or on standard input")
+    for name, text in (("the prompt", prompt), ("--system", args.system or "")):
+        if any("\ud800" <= c <= "\udfff" for c in text):  # how Python reads bytes that it cannot decode
+            raise ValueError(
+                f"{name} is not {sys.getfilesystemencoding()} text: convert it first, with iconv for example"
+            )
     messages = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": prompt})
     params = sampling_params(args)
@@ -290,7 +295,8 @@ def _engine(args: argparse.Namespace) -> Any:
             **engine_settings(args),
         )
     if isinstance(outcome, Failed):
-        raise VllmNbError(f"{outcome.message} (log: {outcome.log_path})")
+        lines = "\n" in outcome.message  # what they say is to be copied
+        raise VllmNbError(outcome.message + (f"\nLog: {outcome.log_path}" if lines else f" (log: {outcome.log_path})"))
     if isinstance(outcome, TimedOut):
         raise VllmNbError(outcome.message)
     if isinstance(outcome, Started) and sys.stderr.isatty():

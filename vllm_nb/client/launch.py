@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_nb.client.registry import Registry
+from vllm_nb.client.runtime_dir import cannot_be_written
 from vllm_nb.config import EngineConfig
 from vllm_nb.connection import Connection, ConnectionFileError, load, save
 from vllm_nb.errors import VllmNbError
@@ -75,7 +76,8 @@ def launch(
 ) -> Connection:
     """Start a process and wait until it has bound its port, which takes a tenth of a second; the model loads after.
 
-    with_kernel: it ends when this process does. The caller holds the start lock. Raises LaunchError.
+    with_kernel: it ends when this process does. The caller holds the start lock. Raises LaunchError,
+    VllmNbError where the runtime folder cannot be written.
     """
     connection = Connection.new(
         name=name, key=spec.key, model=spec.model, config=spec.config, idle_timeout=idle_timeout
@@ -85,15 +87,17 @@ def launch(
 
         connection.owner_pid, connection.owner_create_time = os.getpid(), psutil.Process().create_time()
     path = registry.path(connection.id)
-    save(path, connection)
     process = None
     try:
+        save(path, connection)
         process = _spawn(path, registry.log_path(connection.id))
         return _wait_for_port(path, process, connection.id)
-    except BaseException:
+    except BaseException as error:
         if process is not None:
             process.kill()
         path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_be_written(registry.folder, error) from None
         raise
 
 

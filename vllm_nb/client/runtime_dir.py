@@ -60,6 +60,13 @@ def secure_folder(folder: Path) -> Path:
     return folder
 
 
+def cannot_be_written(folder: Path, error: OSError) -> VllmNbError:
+    """A full disk, a file system that is read-only."""
+    return VllmNbError(
+        f"runtime folder {folder} cannot be written: {error.strerror}; set {ENVIRONMENT_NAME} to a folder elsewhere"
+    )
+
+
 def _check_parent(parent: Path) -> None:
     """Whoever may rename entries of the parent could swap the folder under us."""
     status = parent.stat()
@@ -81,6 +88,10 @@ def start_lock(folder: Path) -> Iterator[None]:
 
     The operating system drops it with the process that holds it, so there is no stale lock.
     """
-    with open(os.open(folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
+    try:
+        lock = os.open(folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from None
+    with open(lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -74,7 +74,7 @@ def plan_capacity(
     if config.max_model_len is not None and config.max_model_len > model.max_position:
         raise ModelLoadError(
             f"max_model_len {config.max_model_len:,} is more than the {model.max_position:,} tokens this model was "
-            "made for; lower it, or stretch the context with with_yarn_scaling_factor(...)"
+            "made for; lower it, or stretch the context with yarn_factor"
         )
     wanted = config.max_model_len or model.max_position
     block_bytes = kv_token_bytes(model, placement, config.block_size, placement.kv_dtype) * config.block_size

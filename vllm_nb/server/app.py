@@ -1,6 +1,7 @@
 """The HTTP server over one engine: `serve` for an engine that exists, `run` for one that is loaded meanwhile."""
 
 import asyncio
+import errno
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -104,9 +105,9 @@ def bind(host: str, port: int) -> socket.socket:
             listener.listen(2048)
             on_error.pop_all()
     except OSError as error:
-        raise VllmNbError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another port, or 0 for a free one"
-        ) from None
+        wrong_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        advice = "give an address of this machine" if wrong_host else "choose another port, or 0 for a free one"
+        raise VllmNbError(f"cannot listen on {host} port {port}: {error.strerror}; {advice}") from None
     return listener
 
 
