@@ -21,7 +21,7 @@ import torch
 
 from vllm_nb.kernels.cpu import layout
 from vllm_nb.kernels.cpu.formats import TILE
-from vllm_nb.kernels.cpu.memory import large_empty
+from vllm_nb.kernels.cpu.memory import large_empty, make_resident
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def allocate_kv(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> KVCache:
-    """Room for num_blocks * block_size tokens. Memory that was never written is not resident.
+    """Room for num_blocks * block_size tokens. Memory that was never written is not resident, save for each head's
+    first block: a thread of its own gets that ready, because huge pages take long where they must be cleared first.
 
     dtype: int8 for 8 bits, bfloat16 or float32 (float16 models keep bfloat16: same size, and their keys can exceed
     float16's range). ValueError for any other, and for a block size that is no multiple of 16.
@@ -74,5 +75,8 @@ def allocate_kv(
     else:
         sizes = (heads * TILE * width,) * 2
         dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    keys, values = (torch.from_numpy(large_empty(size * dtype.itemsize)).view(dtype) for size in sizes)
+    memory = [large_empty(size * dtype.itemsize) for size in sizes]
+    for part in memory:
+        make_resident(part, range(0, len(part), max(1, len(part) // num_kv_heads)))
+    keys, values = (torch.from_numpy(part).view(dtype) for part in memory)
     return KVCache(keys, values, num_blocks, block_size, num_kv_heads, head_dim)

@@ -3,8 +3,12 @@
 A decode step reads all of it. With pages of 4 KiB each of them is looked up, and no fetching ahead goes beyond one.
 """
 
+import ctypes
 import mmap
+import sys
 import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -12,7 +16,9 @@ from vllm_nb.kernels.cpu.layout import CACHE_LINE
 
 _HUGE = 1 << 21
 _CHUNK = 16 * _HUGE  # small arrays share one, which lives as long as one of them
+_POPULATE = 23  # MADV_POPULATE_WRITE, Linux 5.14: pages as after a write, and their content stays
 _lock = threading.Lock()
+_populating = ThreadPoolExecutor(1, "vllm-nb-memory")
 _chunk = np.empty(0, np.uint8)  # what is left of the newest
 
 
@@ -30,6 +36,21 @@ def large_empty(count: int) -> np.ndarray:
             _chunk = _map(_CHUNK)
         memory, _chunk = _chunk[:count], _chunk[size:]
         return memory
+
+
+def make_resident(memory: np.ndarray, places: Iterable[int]) -> None:
+    """Get the pages with these bytes of `memory` ready on a thread of its own, so that who writes there first need not
+    wait for them; nothing is changed. Where the system cannot do that, nothing is done."""
+    if sys.platform == "linux":
+        _populating.submit(_populate, memory, [memory.ctypes.data + place for place in places])
+
+
+def _populate(memory: np.ndarray, addresses: list[int]) -> None:
+    """memory: held, so that nobody else gets these addresses meanwhile."""
+    madvise = ctypes.CDLL(None).madvise
+    for address in addresses:
+        page = address // mmap.PAGESIZE * mmap.PAGESIZE
+        madvise(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), _POPULATE)
 
 
 def _map(size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from vllm_nb.engine.block_manager import BlockManager
 from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
-from vllm_nb.engine.runner import Runner
+from vllm_nb.engine.runner import Runner, allocate_kv
 from vllm_nb.engine.sampler import Sampler
 from vllm_nb.engine.scheduler import Scheduler
 from vllm_nb.engine.sequence import Sequence
@@ -93,7 +93,9 @@ def make_core(tiny_model) -> Callable[..., EngineCore]:
         max_len = min(max_len, num_blocks * block_size)
         capacity = Capacity(max_len, max_num_seqs, budget, max_num_seqs + 8, block_size, num_blocks)
         events = EventLog()
-        runner = Runner(model or tiny_model, reference, capacity, kv_dtype=torch.float64, device=torch.device("cpu"))
+        model, device = model or tiny_model, torch.device("cpu")
+        kv = allocate_kv(reference, model.config, capacity, torch.float64, device)
+        runner = Runner(model, reference, capacity, kv, device=device)
         scheduler = Scheduler(
             BlockManager(num_blocks, block_size, num_blocks if stored is None else stored, events),
             events,

@@ -14,7 +14,7 @@ from vllm_nb.bench.report import show
 from vllm_nb.bench.synthetic import SyntheticCheckpoint
 from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.graphs import DecodeGraphs, Work
-from vllm_nb.engine.runner import Runner
+from vllm_nb.engine.runner import Runner, allocate_kv
 from vllm_nb.kernels import triton as kernels
 from vllm_nb.kernels.triton import tiles
 from vllm_nb.models.registry import build
@@ -68,7 +68,8 @@ def launches(context: int = 1024) -> Iterator[dict[str, Any]]:
 def _runner(name: str, rows: int, context: int) -> Runner:
     model = build(SyntheticCheckpoint(name, META), kernels, dtype=torch.bfloat16, device=META, max_len=context)
     capacity = Capacity(context, rows, 8192, rows, _BLOCK, num_blocks=rows * -(-context // _BLOCK))
-    return Runner(model, kernels, capacity, kv_dtype=torch.bfloat16, device=META)
+    kv = allocate_kv(kernels, model.config, capacity, torch.bfloat16, META)
+    return Runner(model, kernels, capacity, kv, device=META)
 
 
 def _count(runner: Runner, rows: int, context: int) -> tuple[int, int]:

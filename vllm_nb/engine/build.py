@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from vllm_nb.engine.engine import EngineCore
 from vllm_nb.engine.events import EventLog
 from vllm_nb.engine.memory import MemoryPlan, kv_token_bytes, plan_memory
 from vllm_nb.engine.placement import Placement, place
-from vllm_nb.engine.runner import Runner
+from vllm_nb.engine.runner import Runner, allocate_kv
 from vllm_nb.engine.sampler import Sampler
 from vllm_nb.engine.scheduler import Scheduler
 from vllm_nb.engine.warm_up import profile_step
@@ -32,6 +33,9 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
     placement = place(config)
     checkpoint.config = _stretched(checkpoint.config, config.yarn_factor)
     capacity = plan_capacity(checkpoint.config, config, placement)
+    on_gpu = placement.device.type == "cuda"
+    # Before the weights, because the CPU backend gets its memory ready meanwhile.
+    kv = [] if on_gpu else _allocate_kv(checkpoint.config, capacity, placement)
     model = build_model(
         checkpoint,
         placement.kernels,
@@ -40,9 +44,10 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
         device=placement.device,
         max_len=capacity.max_model_len,
     )
-    if placement.device.type == "cuda":  # what is free is known only now
+    if on_gpu:  # what is free is known only now
         capacity = plan_capacity(checkpoint.config, config, placement, profile_step(model, capacity, placement))
-    runner = Runner(model, placement.kernels, capacity, kv_dtype=placement.kv_dtype, device=placement.device)
+        kv = _allocate_kv(checkpoint.config, capacity, placement)
+    runner = Runner(model, placement.kernels, capacity, kv, device=placement.device)
     runner.warm_up()
     events = EventLog()
     stored = _max_stored_blocks(config, capacity)
@@ -57,6 +62,10 @@ def build_core(checkpoint: Checkpoint, config: EngineConfig) -> EngineCore:
     info = _describe(checkpoint, placement, runner, prefix_cache=stored > 0)
     sampler = Sampler(placement.kernels, runner.rows)
     return EngineCore(scheduler, runner, sampler, events, info, overlap=placement.overlap)
+
+
+def _allocate_kv(model: ModelConfig, capacity: Capacity, placement: Placement) -> list[Any]:
+    return allocate_kv(placement.kernels, model, capacity, placement.kv_dtype, placement.device)
 
 
 def predict_memory(checkpoint: Checkpoint, config: EngineConfig) -> MemoryPlan:

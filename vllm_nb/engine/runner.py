@@ -11,18 +11,27 @@ from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.graphs import CudaCapture, DecodeGraphs
 from vllm_nb.engine.scheduler import Plan
 from vllm_nb.engine.warm_up import warm_up_batches, warm_up_sampling
+from vllm_nb.models.config import ModelConfig
+
+
+def allocate_kv(
+    kernels: Any, config: ModelConfig, capacity: Capacity, dtype: torch.dtype, device: torch.device
+) -> list[Any]:
+    """The KV cache, layer by layer."""
+    c = capacity
+    return [
+        kernels.allocate_kv(c.num_blocks, c.block_size, config.num_kv_heads, config.head_dim, dtype, device)
+        for _ in range(config.num_layers)
+    ]
 
 
 class Runner:
-    """Model, KV cache, rows and step buffers. Backends that can capture the forward pass replay it as one call."""
+    """Model, KV cache (see allocate_kv), rows and step buffers. Backends that can capture the forward pass replay it as
+    one call."""
 
-    def __init__(self, model: Any, kernels: Any, capacity: Capacity, *, kv_dtype: torch.dtype, device: torch.device):
-        c, config = capacity, model.config
-        self.model, self.kernels, self.capacity = model, kernels, capacity
-        self.kv = [
-            kernels.allocate_kv(c.num_blocks, c.block_size, config.num_kv_heads, config.head_dim, kv_dtype, device)
-            for _ in range(config.num_layers)
-        ]
+    def __init__(self, model: Any, kernels: Any, capacity: Capacity, kv: list[Any], *, device: torch.device):
+        c = capacity
+        self.model, self.kernels, self.capacity, self.kv = model, kernels, capacity, kv
         self.rows = Rows(c.max_num_seqs, c.max_model_len, c.block_size, device)
         max_blocks = self.rows.block_tables.shape[1]
         self.buffers = BatchBuffers(c.max_num_batched_tokens, c.max_num_seqs, c.max_logits, max_blocks)
