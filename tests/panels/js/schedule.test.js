@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { cellAt, cellWords, spanWords } from "./schedule.js";
+import { cellAt, cellWords, spanWords, stepLabels } from "./schedule.js";
 
 const lane = {
   name: "3  abc",
@@ -30,4 +30,12 @@ test("a point belongs to the cell it lies in", () => {
   assert.equal(cellAt(state, 10, 10), null); // a name
   assert.equal(cellAt(state, 128 + 7 * width, 10), null); // a column without a step
   assert.equal(cellAt(state, 200, 500), null);
+});
+
+test("few steps have one label, for two would lie over each other", () => {
+  const shown = (count, columns) => stepLabels({ columns, steps: Array.from({ length: count }, (_, i) => 1228 + i) });
+  assert.deepEqual(shown(5, 72), [["step 1228 to 1232", 128, "start"]]);
+  assert.deepEqual(shown(1, 72), [["step 1228", 128, "start"]]);
+  assert.deepEqual(shown(0, 72), []);
+  assert.deepEqual(shown(72, 72), [["step 1228", 128, "start"], ["1299", 756, "end"]]);
 });

@@ -11,7 +11,7 @@ from vllm_nb.inspection.view import EngineView
 from vllm_nb.notebook.panels.palette import series
 from vllm_nb.notebook.panels.panel import Panel
 from vllm_nb.notebook.panels.player import Player
-from vllm_nb.notebook.panels.svg import Svg, table
+from vllm_nb.notebook.panels.svg import Svg, table, text_width
 
 MOST_SEQUENCES = 64  # that are listed
 CHAIN = 8  # hashes of a chain that are shown
@@ -120,10 +120,11 @@ class KvPanel(Panel):
         columns, side = layout(len(cells), _WIDTH - 24)
         rows = ceil(len(cells) / columns)
         picture = Svg(_WIDTH, _TOP + rows * side + 40, self.title, describe(state))
-        for place, (name, value) in enumerate(tiles(state)):
-            x = 12 + place * (_WIDTH - 24) / 6
+        x = 12.0
+        for name, value in tiles(state):
             picture.text(x, 26, value, size=17, bold=True)
             picture.text(x, 42, name, size=11, fill="muted")
+            x += text_width(name, 11) + 22
         picture.rect(12, _TOP, columns * side, rows * side, "surface")
         for start, stop in _runs(cells, columns):
             _draw_run(picture, cells[start], start, stop, columns, side)

@@ -25,6 +25,7 @@ REASONS = {
     "new": "came during the step",
 }
 _WIDTH, _LABELS, _LANE = 760.0, 128.0, 15.0
+_APART = 110.0  # pixels from which the first and the last step have a label each
 _LEAST = 2.0  # height of a bar that stands for few tokens of many
 
 
@@ -94,7 +95,7 @@ def draw(state: dict[str, Any]) -> Svg:
     told = (
         f"steps {state['steps'][0]} to {state['steps'][-1]}, {len(lanes)} sequences" if state["steps"] else "no steps"
     )
-    picture = Svg(_WIDTH, below + 190, "Schedule", told)
+    picture = Svg(_WIDTH, below + 200, "Schedule", told)
     picture.text(12, 20, "Schedule", size=14, bold=True)
     _legend(picture, 100, 20, {**ROLES, "finished": "text"})
     if not state["steps"]:
@@ -149,7 +150,7 @@ def _draw_lane(picture: Svg, grid: _Columns, lane: dict[str, Any], y: float) -> 
 def _draw_budget(picture: Svg, grid: _Columns, state: dict[str, Any], y: float) -> None:
     high, most = 66.0, max(state["budget"])
     picture.text(12, y + 10, "Tokens of a step", size=11, bold=True)
-    picture.text(12, y + 24, f"outline: budget, {most:,} at most", size=9, fill="muted", room=_LABELS - 16)
+    picture.text(12, y + 24, f"outline: budget, ≤ {most:,}", size=9, fill="muted", room=_LABELS - 16)
     for i, step in enumerate(state["steps"]):
         x, at = grid.left(step), y + high
         budget = state["budget"][i] / most * high
@@ -166,7 +167,7 @@ def _draw_phases(picture: Svg, grid: _Columns, state: dict[str, Any], y: float) 
     totals = [sum(times) for times in zip(*state["phases"].values(), strict=True)]
     most = max([*totals, 1e-9])
     picture.text(12, y + 10, "Time of a step", size=11, bold=True)
-    picture.text(12, y + 24, f"{number(most)} ms at most", size=9, fill="muted", room=_LABELS - 16)
+    picture.text(12, y + 24, f"≤ {number(most)} ms", size=9, fill="muted", room=_LABELS - 16)
     for i, step in enumerate(state["steps"]):
         at = y + high
         for name, role in PHASE_ROLES.items():
@@ -175,10 +176,14 @@ def _draw_phases(picture: Svg, grid: _Columns, state: dict[str, Any], y: float) 
             picture.rect(
                 grid.left(step) + 0.5, at, grid.width - 1, tall, role, hint=f"{name}: {state['phases'][name][i]} ms"
             )
-    steps = state["steps"]
-    picture.text(grid.left(steps[0]), y + high + 14, f"step {steps[0]}", size=10, fill="muted")
-    picture.text(grid.right(steps[-1]), y + high + 14, f"{steps[-1]}", size=10, fill="muted", anchor="end")
-    _legend(picture, _LABELS + 80, y + high + 14, PHASE_ROLES)
+    first, last = state["steps"][0], state["steps"][-1]
+    left, right, below = grid.left(first), grid.right(last), y + high + 14
+    if right - left >= _APART:
+        picture.text(left, below, f"step {first}", size=10, fill="muted")
+        picture.text(right, below, f"{last}", size=10, fill="muted", anchor="end")
+    else:
+        picture.text(left, below, f"step {first}" + (f" to {last}" if last > first else ""), size=10, fill="muted")
+    _legend(picture, _LABELS, below + 20, PHASE_ROLES)
 
 
 def _legend(picture: Svg, x: float, y: float, roles: dict[str, str]) -> None:

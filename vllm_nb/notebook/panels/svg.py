@@ -11,6 +11,7 @@ from vllm_nb.notebook.panels.palette import COLOURS, DARK_PAGES, SILENT_PAGES
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 CHARACTER = 0.56  # width of an average character, in font sizes
+MONOSPACE = 0.602  # of each one in a monospaced font
 Points = Sequence[tuple[float, float]]
 
 
@@ -82,7 +83,7 @@ class Svg:
         """y: of the base line. anchor: start, middle or end. room: pixels beyond which the text is cut, with a dot
         dot dot."""
         if room is not None:
-            text = shortened(text, int(room / (size * CHARACTER)))
+            text = shortened(text, int(room / (size * (MONOSPACE if mono else CHARACTER))))
         style = ' font-weight="600"' if bold else ""
         style += ' font-family="monospace"' if mono else ""
         style += f' text-anchor="{anchor}"' if anchor != "start" else ""

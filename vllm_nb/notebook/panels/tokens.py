@@ -13,13 +13,13 @@ from vllm_nb.inspection.view import EngineView, SequenceView
 from vllm_nb.notebook.panels.branches import Branch, branches_of
 from vllm_nb.notebook.panels.panel import Panel
 from vllm_nb.notebook.panels.player import Player
-from vllm_nb.notebook.panels.svg import Svg, shortened, table
+from vllm_nb.notebook.panels.svg import MONOSPACE, Svg, shortened, table
 from vllm_nb.notebook.panels.token_rows import ALTERNATIVES, Row, TokenRows
 
 MOST_BRANCHES = 24
 LONGEST_FORK = 256  # tokens
 _WIDTH, _SIZE, _LINE = 760.0, 13.0, 22.0
-_COLUMN = _SIZE * 0.602  # of a monospaced character
+_COLUMN = _SIZE * MONOSPACE  # of a monospaced character
 
 
 def _all_rows(_: Any, panel: "TokensPanel") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import { panel } from "./panel.js";
 const WIDTH = 760;
 const LABELS = 128;
 const LANE = 16;
+const APART = 110; // pixels from which the first and the last step have a label each
 const LEAST = 2; // height of a bar that stands for few tokens of many
 const KINDS = { prefill: "series1", decode: "series0", cached: "series2", waiting: "series7", preempted: "alert", finished: "text" };
 const PHASES = { schedule: "series3", prepare: "series4", forward: "series7", sample: "series5", update: "series6" };
@@ -159,6 +160,15 @@ function drawBudget(picture, state) {
   finish(picture, high + 4, "Tokens of each step, and its budget", parts);
 }
 
+/** Which steps are shown, as [text, x, anchor]: at both ends, or in one label where the ends are too close. */
+export function stepLabels(state) {
+  if (!state.steps.length) return [];
+  const [first, last] = [state.steps[0], state.steps[state.steps.length - 1]];
+  const wide = state.steps.length * columnWidth(state);
+  if (wide < APART) return [[first === last ? `step ${first}` : `step ${first} to ${last}`, LABELS, "start"]];
+  return [[`step ${first}`, LABELS, "start"], [`${last}`, LABELS + wide, "end"]];
+}
+
 function drawPhases(picture, state) {
   const [high, width] = [56, columnWidth(state)];
   const totals = state.steps.map((_, i) => Object.keys(PHASES).reduce((sum, name) => sum + state.phases[name][i], 0));
@@ -175,11 +185,8 @@ function drawPhases(picture, state) {
     const text = Object.keys(PHASES).map((name) => `${name} ${shortNumber(state.phases[name][i])} ms`);
     parts.push(svg("g", {}, svg("title", {}, `step ${step}: ${text.join(", ")}`), ...bars));
   });
-  if (state.steps.length) {
-    parts.push(label(LABELS, high + 13, `step ${state.steps[0]}`, "vn-tick"));
-    const end = label(LABELS + state.steps.length * width, high + 13, `${state.steps[state.steps.length - 1]}`, "vn-tick");
-    end.setAttribute("text-anchor", "end");
-    parts.push(end);
+  for (const [text, x, anchor] of stepLabels(state)) {
+    parts.push(svg("text", { x, y: high + 13, class: "vn-tick", "text-anchor": anchor }, text));
   }
   finish(picture, high + 18, "Time of each step by phase", parts);
 }
