@@ -26,7 +26,7 @@ MIXES = {
     "Q5_K_M": ("Q5_K", dict.fromkeys(("attn_v", "ffn_down"), ("Q5_K", "Q6_K"))),
 }
 TYPES = [*MIXES, *(kind for kind in BLOCK_SIZES if kind not in ("Q2_K", "Q3_K", "Q4_K", "Q5_K"))]
-# what llama.cpp takes for rows that are no multiple of 256
+# what llama.cpp takes for rows that are no multiple of 256; F16 for those that are none of 32
 FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 # where a block's float16 factors lie (ggml-common.h), as multiples of the scale: minima that bring the mean to zero
 FACTORS = {
@@ -69,8 +69,7 @@ def write(shape: argparse.Namespace) -> None:
         values = rng.normal(0 if name.endswith("bias") else 1, 0.02, size)
         writer.add_tensor(name, values.astype(np.float32))
     for name, (rows, columns) in _matrices(shape, len(tokenizer["tokenizer.ggml.tokens"])).items():
-        kind = tensor_type(shape.types, name, shape.layers)
-        kind = FALLBACKS[kind] if columns % BLOCK_SIZES[kind][0] else kind
+        kind = fitting(tensor_type(shape.types, name, shape.layers), columns)
         data = random_matrix(kind, rows, columns, rng)
         writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()
@@ -88,6 +87,14 @@ def tensor_type(mix: str, name: str, layers: int) -> str:
     layer, eighth = int(number), layers // 8
     more_bits = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
     return others.get(part, (base, base))[more_bits]
+
+
+def fitting(kind: str, columns: int) -> str:
+    """That type, or the one that llama.cpp takes where a row is no whole number of its blocks."""
+    if columns % BLOCK_SIZES[kind][0] == 0:
+        return kind
+    kind = FALLBACKS.get(kind, "F16")
+    return kind if columns % BLOCK_SIZES[kind][0] == 0 else "F16"
 
 
 def random_matrix(kind: str, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,6 +19,8 @@ SIZES = ["--hidden", "256", "--heads", "4", "--kv-heads", "2", "--intermediate",
     [
         # of 8 layers, 0, 3, 6 and 7 get more bits; rows of attn_output are 320 long, too odd for Q5_K
         ("qwen3", 80, "Q5_K_M", 8, {"Q5_K": 8 * 6 - 8, "Q5_1": 8, "Q6_K": 8 + 1}),
+        # rows of attn_output are 80 long: no type with blocks has such
+        ("llama", 20, "Q4_0", 1, {"Q4_0": 7 - 1, "F16": 1, "Q6_K": 1}),
         ("gemma3", 256, "IQ4_NL", 2, {"IQ4_NL": 2 * 7, "Q6_K": 1}),
     ],
 )

@@ -126,6 +126,11 @@ def test_zero_is_a_value() -> None:
     [
         ("--temprature 1", "%%vllm: unknown flag --temprature; did you mean '--temperature'?"),
         ("--temp=0.3", "%%vllm: unknown flag --temp; did you mean '--temperature'?"),
+        (
+            "--lora a=b",
+            "%%vllm: --lora: LoRA adapters are not built yet: merge the adapter into its model, and give that",
+        ),
+        ("--fp8-kvcache", "%%vllm: --fp8-kvcache: an fp8 KV cache is not built yet"),
         ("--qqqq 3", "%%vllm: unknown flag --qqqq; %vllm -h shows them all"),
         ("Tell me a joke", "%%vllm: unexpected 'Tell'; the prompt goes on the lines below"),
         ("--temperature hot", "%%vllm: argument --temperature: invalid float value: 'hot'"),

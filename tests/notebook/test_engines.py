@@ -27,7 +27,7 @@ def empty_machine(tmp_path, monkeypatch):
 
 def refuse_to_look(run, folder: Path) -> None:
     """Commands that look into an engine start none."""
-    for line in ("panel kv", "step", "pause", "resume", f"record {folder}/x.vnb"):
+    for line in ("panel kv", "ui", "step", "pause", "resume", f"record {folder}/x.vnb"):
         error = run(f"%vllm {line}").error_in_exec
         assert type(error) is UsageError, line
         assert str(error) == "no engine is running; %vllm start, or a %%vllm cell, starts one", line

@@ -56,6 +56,11 @@ def test_recording(engine, run, tmp_path, capsys):
     assert len(timeline.end.sequences[number].output) == 3
 
 
+def test_a_panel_without_a_name(run):
+    error = run("%vllm panel").error_in_exec
+    assert str(error) == "%vllm panel: the following arguments are required: name; %vllm panel -h shows what it takes"
+
+
 def test_a_panel(engine, run):
     run(f"%vllm use {engine.name}")
     panel = run("%vllm panel kv").result

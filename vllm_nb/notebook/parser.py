@@ -8,6 +8,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 from IPython.utils.process import arg_split  # type: ignore[attr-defined]
 
+from vllm_nb.config import NOT_YET
 from vllm_nb.notebook.interpolate import did_you_mean, expressions, interpolate
 
 
@@ -47,7 +48,10 @@ class Parser(MagicArgumentParser):
         return self._kinds.get(arguments[plain].dest) if plain < len(arguments) else None
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}")
+        more = (
+            f"; {self._help} shows what it takes" if message.startswith("the following arguments are required") else ""
+        )
+        raise UsageError(f"{self.prog}: {message}{more}")
 
     def parse(self, words: list[str]) -> argparse.Namespace | None:
         """The options; None when help was asked for, and printed."""
@@ -63,6 +67,8 @@ class Parser(MagicArgumentParser):
         if not word.startswith("-"):
             return f"unexpected {word!r}; {self._stray}"
         flag = word.partition("=")[0]
+        if (missing := NOT_YET.get(flag.removeprefix("--").replace("-", "_"))) is not None:
+            return f"{flag}: {missing[1]}"
         return f"unknown flag {flag}{did_you_mean(flag, self.flags)}; {self._help} shows them all"
 
 

@@ -3,6 +3,7 @@
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from vllm_nb.notebook.display import NotebookView, SilentView, TerminalView, View, in_terminal
@@ -12,7 +13,7 @@ from vllm_nb.notebook.values import CellValues
 if TYPE_CHECKING:  # the client is imported by the first cell that needs it, not by %load_ext
     from vllm_nb.client.conversation import Conversation
     from vllm_nb.inspection.follow import Recorder
-    from vllm_nb.notebook.engines import Engines
+    from vllm_nb.notebook.engines import Engine, Engines
 
 
 class Session:
@@ -36,6 +37,13 @@ class Session:
         from vllm_nb.notebook.engines import Engines
 
         return Engines(self.settings)
+
+    def engine_in_use(self, *, silent: bool = False) -> "Engine":
+        """For what looks into an engine. Raises UsageError where none runs: a new one would have nothing to show."""
+        engine = self.engines.in_use(self.view(silent=silent))
+        if engine is None:
+            raise UsageError("no engine is running; %vllm start, or a %%vllm cell, starts one")
+        return engine
 
     def conversation(self, name: str) -> "Conversation":
         """That one, or a new one."""

@@ -15,16 +15,7 @@ from vllm_nb.notebook.session import Session
 from vllm_nb.notebook.tables import step_table
 
 if TYPE_CHECKING:
-    from vllm_nb.notebook.engines import Engine
     from vllm_nb.notebook.panels.panel import Panel
-
-
-def _engine(session: Session) -> "Engine":
-    """Raises UsageError where none runs: a new one would have nothing to show."""
-    engine = session.engines.in_use(session.view())
-    if engine is None:
-        raise UsageError("no engine is running; %vllm start, or a %%vllm cell, starts one")
-    return engine
 
 
 def _panel_arguments(parser: Parser) -> None:
@@ -32,7 +23,7 @@ def _panel_arguments(parser: Parser) -> None:
 
 
 def _panel(session: Session, options: argparse.Namespace) -> "Panel":
-    engine = _engine(session)
+    engine = session.engine_in_use()
     with told_to_the_user(engine.log_path):
         return engine.client.panel(options.name)
 
@@ -55,7 +46,7 @@ def _record(session: Session, options: argparse.Namespace) -> None:
         return
     if session.recorder is not None:
         raise UsageError(f"%vllm record: {session.recorder.path} is being recorded; %vllm record --stop ends that")
-    engine = _engine(session)
+    engine = session.engine_in_use()
     try:
         with told_to_the_user(engine.log_path):
             session.recorder = engine.client.record(options.file)
@@ -67,7 +58,7 @@ def _record(session: Session, options: argparse.Namespace) -> None:
 
 
 def _pause(session: Session, options: argparse.Namespace) -> Table:
-    engine = _engine(session)
+    engine = session.engine_in_use()
     with told_to_the_user(engine.log_path):
         engine.client.pause()
         return step_table(engine.client.view())
@@ -80,7 +71,7 @@ def _step_arguments(parser: Parser) -> None:
 def _step(session: Session, options: argparse.Namespace) -> Table:
     if options.count < 1:
         raise UsageError(f"%vllm step: a number of at least 1 is needed, not {options.count}")
-    engine = _engine(session)
+    engine = session.engine_in_use()
     with told_to_the_user(engine.log_path):
         made = engine.client.step(options.count)
         short = "" if made == options.count else f"Only {made} of {options.count} steps: nothing is left to compute."
@@ -88,7 +79,7 @@ def _step(session: Session, options: argparse.Namespace) -> Table:
 
 
 def _resume(session: Session, options: argparse.Namespace) -> None:
-    engine = _engine(session)
+    engine = session.engine_in_use()
     with told_to_the_user(engine.log_path):
         engine.client.resume()
     print(f"{engine.name} runs on")

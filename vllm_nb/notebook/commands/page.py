@@ -28,8 +28,11 @@ def _arguments(parser: Parser) -> None:
 
 
 def _ui(session: Session, options: argparse.Namespace) -> PageLink:
-    client = session.engines.ready(options.name, session.view(silent=True)).client
-    return PageLink(client.url, client.token)
+    if options.name:
+        engine = session.engines.ready(options.name, session.view(silent=True))
+    else:
+        engine = session.engine_in_use(silent=True)
+    return PageLink(engine.client.url, engine.client.token)
 
 
 UI = Action("A link to the engine's web page: chat in a browser.", _arguments, _ui)
