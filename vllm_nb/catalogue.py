@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vllm_nb.console import print_table
 from vllm_nb.weights import huggingface, packaged
 
 
@@ -59,13 +60,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(model) for model in found]))
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("MODEL", "SOURCE", "SIZE", "", box=None, pad_edge=False)
     for model in found:
         table.add_row(model.name, model.source, size_text(model.bytes), "" if model.here else "not here yet")
-    Console().print(table)
+    print_table(table)
     return 0
 
 

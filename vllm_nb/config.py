@@ -58,6 +58,8 @@ class EngineConfig:
         """From plain data, refusing unknown names."""
         unknown = sorted(set(settings) - {f.name for f in fields(cls)})
         if unknown:
+            if unknown[0] in NOT_YET:
+                raise ValueError(f"{unknown[0]}: {NOT_YET[unknown[0]][1]}")
             known = ", ".join(f.name for f in fields(cls))
             raise ValueError(f"unknown engine setting {unknown[0]!r}; known are {known}")
         return cls(**settings)

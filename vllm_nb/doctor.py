@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from vllm_nb.console import print_table
 from vllm_nb.errors import VllmNbError
 
 
@@ -38,20 +39,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column()
-    table.add_column(overflow="fold")
+    for _ in range(3):
+        table.add_column()
     for finding in findings:
         mark = Text("!", "yellow") if finding.advice else Text("✓", "green")
         table.add_row(mark, Text(finding.subject), Text(finding.state))
         if finding.advice:
             table.add_row("", "", Text(finding.advice, "yellow"))
-    Console().print(table)
+    print_table(table)
 
 
 def _packages() -> Iterator[Finding]:

@@ -60,8 +60,8 @@ def test_ps_and_stop(runtime, tiny_model_path):
     assert (info["name"], info["status"]) == ("mine", "ready")
     head, row = vllm_nb("ps").stdout.splitlines()
     assert head.split()[:4] == ["NAME", "MODEL", "STATUS", "PID"]
-    assert row.split()[0] == "mine"
-    assert str(info["pid"]) in row
+    cells = row.split()
+    assert (cells[0], cells[1], cells[3], cells[4]) == ("mine", info["model"], str(info["pid"]), info["url"])
     wrong = vllm_nb("stop", "mime")
     assert (wrong.returncode, wrong.stderr) == (1, "error: no engine is called 'mime'; did you mean 'mine'?\n")
     assert vllm_nb("stop", "mine").stderr == f"stopped mine (pid {info['pid']})\n"

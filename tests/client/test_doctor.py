@@ -1,6 +1,7 @@
 """`vllm-nb doctor` on this machine."""
 
 import json
+import re
 
 import pytest
 
@@ -39,3 +40,15 @@ def test_problems_come_with_what_to_do(monkeypatch, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "pip install 'vllm-nb[lab]'" in shown
     assert "pip install numba" in shown
+
+
+def test_a_path_can_be_copied_from_a_pipe_and_is_whole_in_a_terminal(monkeypatch, capsys):
+    path = "/" + "/".join(f"a-folder-{i}" for i in range(20))
+    monkeypatch.setattr(doctor, "EXAMINATIONS", (lambda: iter([doctor.Finding("default model", path)]),))
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.split() == ["✓", "default", "model", path]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["doctor"]) == 0
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert path in "".join(shown.split())

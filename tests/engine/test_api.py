@@ -325,6 +325,7 @@ def test_what_is_not_built_says_so(build, message):
         ({"dtype": "int8"}, "dtype must be one of auto, float32"),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 8}, "must be at least max_num_seqs"),
         ({"colour": 1}, "unknown engine setting 'colour'"),
+        ({"lora": "a=b"}, "lora: LoRA adapters are not built yet"),
     ],
 )
 def test_bad_settings_name_field_value_and_range(settings, message):

@@ -25,11 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"api", "engine", "text", "weights", "connection"},
     "connection": set(),
     "client": {"connection", "inspection"},
-    "catalogue": {"weights"},
+    "console": set(),
+    "catalogue": {"console", "weights"},
     "notebook": {"client", "catalogue", "inspection"},
     "bench": {"api", "engine", "client", "models", "weights", "text", "kernels"},
-    "doctor": {"client", "engine", "weights", "kernels"},
-    "cli": {"api", "server", "client", "bench", "weights"},
+    "doctor": {"client", "console", "engine", "weights", "kernels"},
+    "cli": {"api", "server", "client", "bench", "weights", "console"},
 }
 
 # The modules of the package's root that make up `api`.

@@ -24,6 +24,7 @@ from vllm_nb.cli.options import (
 )
 from vllm_nb.cli.settings import add_config_option, apply
 from vllm_nb.config import EngineConfig
+from vllm_nb.console import print_table
 from vllm_nb.errors import VllmNbError
 
 # name -> (module:function that adds the arguments and sets `handler`, help); imported when the command is used
@@ -324,7 +325,6 @@ def ps(args: argparse.Namespace) -> int:
     if not engines:
         print("no engine is running", file=sys.stderr)
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("NAME", "MODEL", "STATUS", "PID", "URL", "REQUESTS", "IDLE", "UP", box=None, pad_edge=False)
@@ -332,7 +332,7 @@ def ps(args: argparse.Namespace) -> int:
         health = info.health
         counts = (str(health.get("requests", "")), _seconds(health.get("idle_s")), _seconds(health.get("uptime_s")))
         table.add_row(info.name, info.model, info.status, str(info.pid), info.url, *counts)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    print_table(table)
     return 0
 
 
