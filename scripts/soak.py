@@ -4,7 +4,7 @@
 
 Starts `vllm-nb serve` and keeps requests of all kinds on it over HTTP: whole answers, streams, streams that are left
 in the middle, several prompts in one request, several answers to one, log-probabilities, embeddings; and a reader of
-the engine's events that comes and goes. Every minute the load rests, and what the server then holds is noted.
+the engine's events that comes and goes. After each minute the load rests, and what the server then holds is noted.
 Status 1 if that has grown after the warm-up, a third of the time, by more than BOUNDS, or if a request went wrong.
 """
 
@@ -24,7 +24,6 @@ from typing import NamedTuple
 import httpx
 import psutil
 
-ROUND, REST = 60.0, 33.0  # seconds of load, and without: 30 s after its last reader an engine forgets its events
 CLIENTS = 6
 WARM_UP = 1 / 3  # of the time: until the longest step has been made, and malloc has what it keeps
 WORDS = ["the", "engine", "reads", "a", "page", "and", "writes", "of", "rivers", "stars", "bread", "the", "sea"]
@@ -141,7 +140,7 @@ def _stream(http: httpx.Client, body: dict[str, object], most: int) -> None:
                 break
 
 
-def soak(server: Server, minutes: float) -> tuple[list[Held], list[str]]:
+def soak(server: Server, minutes: float, load_s: float, rest_s: float) -> tuple[list[Held], list[str]]:
     """What was held at each rest, and the failures."""
     held: list[Held] = []
     failures: list[str] = []
@@ -149,9 +148,9 @@ def soak(server: Server, minutes: float) -> tuple[list[Held], list[str]]:
     print(f"{'minute':>7} {'MiB':>8} {'threads':>8} {'files':>6}  requests", flush=True)
     while time.monotonic() < end:
         load = Load(server.url, seed=100 * len(held))
-        time.sleep(ROUND)
+        time.sleep(load_s)
         load.stop()
-        time.sleep(REST)
+        time.sleep(rest_s)
         held.append(server.held())
         failures += load.failures
         now, (memory, threads, files) = minutes - (end - time.monotonic()) / 60, held[-1]
@@ -175,10 +174,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--load", type=float, default=60, metavar="SECONDS", help="of each round (default 60)")
+    without = "after it (default 33: 30 s after its last reader an engine forgets its events)"
+    parser.add_argument("--rest", type=float, default=33, metavar="SECONDS", help=without)
     arguments, options = parser.parse_known_args()  # options of `vllm-nb serve`
     server = Server(arguments.model, options)
     try:
-        held, failures = soak(server, arguments.minutes)
+        held, failures = soak(server, arguments.minutes, arguments.load, arguments.rest)
     finally:
         status = server.end()
     grown = growth(held)
