@@ -10,7 +10,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from vllm_nb.weights.checkpoint import open_checkpoint
 
-NEW_TOKENS = 12
+NEW_TOKENS = 24
 NEAR_TIE = 0.05  # of a logit
 PROMPTS = [
     "The capital of France is",
