@@ -45,9 +45,10 @@ def test_no_source_file_is_too_long_to_read(repository_files, root):
     assert not {str(path.relative_to(root)): n for path, n in lengths.items() if n > MAX_LINES}
 
 
-def test_the_readme_fits_a_terminal(root):
+@pytest.mark.parametrize("name", ["README.md", "docs/events.md", "docs/glossary.md", "docs/gpu.md"])
+def test_documents_fit_a_terminal(root, name):
     """But for tables and pictures, whose lines cannot be broken."""
-    lines = lines_of(root / "README.md")
+    lines = lines_of(root / name)
     assert [line for line in lines if len(line) > 120 and not line.startswith(("|", "<img"))] == []
 
 
