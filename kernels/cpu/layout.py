@@ -55,8 +55,8 @@ def int8_value_bytes(width: int) -> int:
 
 
 def attention_slot_bytes(width: int) -> int:
-    """Of one row tile's result over some keys: float32 sums [8, width], maxima [8], totals [8]."""
-    return 4 * ATTENTION_ROWS * (width + 2)
+    """Of one row tile's result over some keys: float32 sums [8, width], maxima [16], totals [16] (8 are used)."""
+    return 4 * (ATTENTION_ROWS * width + 2 * 16)
 
 
 def attention_scratch_bytes(width: int) -> int:

@@ -15,19 +15,20 @@ from typing import Any
 from vllm_nb.kernels.cpu import layout
 from vllm_nb.kernels.cpu.native import attention_float, attention_int8
 from vllm_nb.kernels.cpu.native.attention_tile import (
+    HEADS,
     KEYS,
     KV_HEADS,
     NUM_SLOTS,
     ROWS,
     SLOTS,
+    STARTS,
     Products,
     attend,
     clear,
-    clear_row,
     first_key,
     group_size,
     head_width,
-    merge_row,
+    merge,
     private_bytes,
     queries,
     slot_bytes,
@@ -35,6 +36,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     write_row,
 )
 from vllm_nb.kernels.cpu.native.kernel import KERNELS, Function, arg, header, helper, scratch, share, wait_for_all
+from vllm_nb.kernels.cpu.native.simd import load_i32
 
 
 @helper
@@ -65,6 +67,12 @@ def _count_work(args: int, seqs: int) -> tuple[int, int]:
     return tiles * arg(args, KV_HEADS), partitions * arg(args, KV_HEADS)
 
 
+@helper
+def _count_rows(args: int, seqs: int) -> int:
+    """(query, head) pairs of a step."""
+    return load_i32(arg(args, STARTS) + 4 * seqs) * arg(args, HEADS)
+
+
 def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
     """-> helper: each tile by one thread, in turn, as later tiles of a prompt see more keys."""
 
@@ -72,6 +80,7 @@ def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
     def whole_tiles(args: int, seqs: int, room: int, width: int, thread: int, threads: int) -> None:
         part = room + private_bytes(width)
         total = part + slot_bytes(width)
+        spare = total + slot_bytes(width)
         number = 0
         for seq in range(seqs):
             tiles = _tiles(args, seq)
@@ -82,12 +91,11 @@ def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
                 head, tile = item // tiles, item % tiles
                 rows = tile_rows(args, seq, tile)
                 load_rows(args, seq, head, tile, rows, room)
-                clear(total, width)
+                clear(total, 0, rows, width)
                 first, stop = _partitions(args, seq, tile)
                 for partition in range(first, stop):
                     attend_partition(args, seq, head, tile, partition, rows, room, part, width)
-                    for row in range(rows):
-                        merge_row(total, part, row, width)
+                    merge(total, part, 0, rows, width, spare)
                 for row in range(rows):
                     write_row(args, total, seq, head, tile, row, width)
 
@@ -120,22 +128,26 @@ def _split_tiles(load_rows: Any, attend_partition: Any) -> Any:
 
 
 @helper
-def _merge_tiles(args: int, seqs: int, room: int, width: int, thread: int, threads: int) -> None:
-    """The slots that `split_tiles` filled -> finished rows, dealt out row by row."""
+def _merge_tiles(args: int, seqs: int, room: int, width: int, start: int, stop: int) -> None:
+    """The slots that `split_tiles` filled -> finished rows, those with the numbers start to stop - 1."""
     slot, number = arg(args, SLOTS), 0
     for seq in range(seqs):
         tiles = _tiles(args, seq)
         for item in range(tiles * arg(args, KV_HEADS)):
             head, tile = item // tiles, item % tiles
-            first, stop = _partitions(args, seq, tile)
-            for row in range(tile_rows(args, seq, tile)):
-                number += 1
-                if number % threads == thread:
-                    clear_row(room, row, width)
-                    for partition in range(stop - first):
-                        merge_row(room, slot + partition * slot_bytes(width), row, width)
+            rows = tile_rows(args, seq, tile)
+            first, last = max(0, start - number), min(rows, stop - number)
+            number += rows
+            low, high = _partitions(args, seq, tile)
+            if first < last:
+                clear(room, first, last, width)
+                for _ in range(low, high):
+                    merge(room, slot, first, last, width, room + slot_bytes(width))
+                    slot += slot_bytes(width)
+                for row in range(first, last):
                     write_row(args, room, seq, head, tile, row, width)
-            slot += (stop - first) * slot_bytes(width)
+            else:
+                slot += (high - low) * slot_bytes(width)
 
 
 def _make_attention(products: Products) -> Function:
@@ -152,7 +164,8 @@ def _make_attention(products: Products) -> Function:
             start, stop = share(partitions, thread, threads)
             split_tiles(args, seqs, room, width, start, stop)
             wait_for_all(step, threads)
-            _merge_tiles(args, seqs, room, width, thread, threads)
+            start, stop = share(_count_rows(args, seqs), thread, threads)
+            _merge_tiles(args, seqs, room, width, start, stop)
 
     return attention
 

@@ -73,6 +73,9 @@ _WEIGHT_QUAD, _WEIGHT_SCALE, _WEIGHT_LARGEST = 16, 4 * KEYS, 65535.0
 _WEIGHT_ROW = 4 * KEYS + 64
 _ROUNDING = 8388608.0  # 2**23: added to a float below it, leaves the nearest integer in the low bits
 _PIECES = KEYS // TILE  # sub-blocks of a partition
+# what is read soon is fetched meanwhile: so many sub-blocks ahead, and one line in a while so many bytes further off.
+# Neighbours in a table of blocks are often neighbours in memory
+_AHEAD, _FURTHER = 4, 6528
 _KEY_GROUP = TILE * BLOCK  # bytes of 16 keys' 32 dimensions
 
 key_bytes, value_bytes = helper(layout.int8_key_bytes), helper(layout.int8_value_bytes)
@@ -125,21 +128,23 @@ def _bytes_at(b: Builder, address: Value) -> Value:
     return b.bitcast(_broadcast(b, address), BYTES)
 
 
-def _load_bytes(b: Builder, address: Value, ahead: Value) -> Value:
-    """A vector. What lies `ahead` of it, a partition as a rule, is fetched meanwhile: neighbours in a table of blocks
-    are often neighbours in memory."""
-    emit.prefetch(b, b.add(address, ahead), near=False)
-    return emit.load(b, address, BYTES)
+def _fetch_lines(b: Builder, start: Value, first: int, count: int) -> None:
+    """Ask for some cache lines, counted from `start`. They are asked for in their order in memory, whatever the order
+    of their use: then the processor sees a stream, and runs ahead of it by itself."""
+    for line in range(first, first + count):
+        emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * line)))
+    if count > 2:  # one line much further off leads it on
+        emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * first + _FURTHER)), near=False)
 
 
-def _load_scales(b: Builder, address: Value, ahead: Value) -> Value:
-    emit.prefetch(b, b.add(address, ahead), near=False)
+@op(void, i64)
+def fetch_two_lines(b: Builder, start: Value) -> None:
+    _fetch_lines(b, start, 0, 2)
+
+
+@op(F, i64)
+def load_halves(b: Builder, address: Value) -> Value:
     return emit.load_halves(b, address)
-
-
-@op(F, i64, i64)
-def load_value_scales(b: Builder, address: Value, ahead: Value) -> Value:
-    return _load_scales(b, address, ahead)
 
 
 def _join(b: Builder, high: Value, low: Value, bits: int) -> Value:
@@ -164,11 +169,12 @@ def _value_vectors(rows: int) -> int:
 
 
 def _dots(b: Builder, queries: list[Value], keys: list[Value], ahead: Value) -> list[list[Value]]:
-    """Of 32 dimensions of some rows and sub-blocks, given their addresses, as floats."""
+    """Of 32 dimensions of some rows and sub-blocks, given their addresses, as floats; fetches as much from `ahead`."""
     starts = [_broadcast(b, b.add(q, const(_QUERY_START))) for q in queries]
     dots = [[start] * len(keys) for start in starts]
     for quad in range(QUADS):
-        vectors = [_load_bytes(b, b.add(key, const(VECTOR_BYTES * quad)), ahead) for key in keys]
+        _fetch_lines(b, ahead, quad * len(keys), len(keys))
+        vectors = [emit.load(b, b.add(key, const(VECTOR_BYTES * quad)), BYTES) for key in keys]
         for q, mine in zip(queries, dots, strict=True):
             other = _bytes_at(b, b.add(q, const(4 * quad)))
             mine[:] = [emit.dot_bytes(b, dot, vector, other) for dot, vector in zip(mine, vectors, strict=True)]
@@ -176,8 +182,8 @@ def _dots(b: Builder, queries: list[Value], keys: list[Value], ahead: Value) -> 
 
 
 def _scores_tile(rows: int, pieces: int) -> Any:
-    """-> intrinsic (table of addresses, groups of 32 dimensions, where their scales are, queries, out, how far to fetch
-    ahead)"""
+    """-> intrinsic (table of addresses, groups of 32 dimensions, where their scales are, queries, out, what to fetch
+    meanwhile)"""
 
     @op(void, i64, i64, i64, i64, i64, i64)
     def tile(b: Builder, table: Value, groups: Value, scales: Value, queries: Value, out: Value, ahead: Value) -> None:
@@ -186,8 +192,8 @@ def _scores_tile(rows: int, pieces: int) -> Any:
         with emit.for_range(b, groups) as group:
             k = [emit.offset(b, key, _KEY_GROUP, group) for key in keys]
             q = [emit.offset(b, queries, _QUERY_GROUP, group, QUERY_BYTES * row) for row in range(rows)]
-            dots = _dots(b, q, k, ahead)
-            factors = [_load_scales(b, emit.offset(b, b.add(key, scales), 2 * TILE, group), ahead) for key in keys]
+            dots = _dots(b, q, k, emit.offset(b, ahead, _KEY_GROUP * pieces, group))
+            factors = [emit.load_halves(b, emit.offset(b, b.add(key, scales), 2 * TILE, group)) for key in keys]
             for at, mine, sums in zip(q, dots, totals, strict=True):
                 scale = _broadcast(b, b.add(at, const(_QUERY_SCALE)), emit.f32)
                 for dot, factor, total in zip(mine, factors, sums, strict=True):
@@ -204,15 +210,15 @@ def _values_tile(rows: int, vectors: int) -> Any:
 
     @op(void, i64, i64, i64, i64, i64, i64)
     def tile(b: Builder, table: Value, pieces: Value, at: Value, weights: Value, out: Value, stride: Value) -> None:
-        # a partition's values
-        ahead = emit.offset(b, const(_PIECES * layout.int8_value_bytes(0)), _PIECES * TILE, stride)
+        ahead = emit.offset(b, const(_AHEAD * layout.int8_value_bytes(0)), _AHEAD * TILE, stride)
         dots = [[[emit.variable(b, emit.int_vector(0)) for _ in range(2)] for _ in range(vectors)] for _ in range(rows)]
         with emit.for_range(b, pieces) as piece:
             values = b.add(emit.load(b, emit.offset(b, table, 8, piece), emit.i64), at)
             quads = emit.offset(b, weights, 4 * TILE, piece)
             for quad in range(TILE // 4):
+                _fetch_lines(b, b.add(values, ahead), vectors * quad, vectors)
                 loaded = [
-                    _load_bytes(b, b.add(values, const(TILE * TILE * vector + VECTOR_BYTES * quad)), ahead)
+                    emit.load(b, b.add(values, const(TILE * TILE * vector + VECTOR_BYTES * quad)), BYTES)
                     for vector in range(vectors)
                 ]
                 for row, mine in enumerate(dots):
@@ -241,12 +247,13 @@ def _score_keys() -> Any:
         groups, size, addresses = (head_dim + BLOCK - 1) // BLOCK, key_bytes(head_dim), table + 8 * _PIECES
         for n in range(pieces):
             store_i64(addresses + 8 * n, arg(args, KEYS_AT) + load_i64(table + 8 * n) * size)
-        scales, ahead = _KEY_GROUP * groups, _PIECES * size
-        step = at_once(rows)
+        scales, step = _KEY_GROUP * groups, at_once(rows)
         whole = pieces // step * step
         for n in range(0, whole, step):
+            ahead = load_i64(addresses + 8 * n) + _AHEAD * size
             multiply(rows, addresses + 8 * n, groups, scales, queries, scores + 4 * TILE * n, ahead)
         for n in range(whole, pieces):
+            ahead = load_i64(addresses + 8 * n) + _AHEAD * size
             multiply_one(rows, addresses + 8 * n, groups, scales, queries, scores + 4 * TILE * n, ahead)
 
     return score
@@ -261,7 +268,8 @@ def _softmax(
     scales, own = spare, spare + 4 * KEYS
     for i in range(0, keys, TILE):
         at = arg(args, VALUES_AT) + TILE * width + load_i64(table + i // 2) * value_bytes(width)
-        store(scales + 4 * i, load_value_scales(at, _PIECES * value_bytes(width)))
+        store(scales + 4 * i, load_halves(at))
+    soon = arg(args, VALUES_AT) + (load_i64(table) + _AHEAD) * value_bytes(width)
     first, stop, greatest = -1, -1, 0.0
     for row in range(rows):
         if first != load_i64(visible + 16 * row) or stop != load_i64(visible + 16 * row + 8):
@@ -270,6 +278,8 @@ def _softmax(
         mine, out = scores + 4 * KEYS * row, weights + _WEIGHT_ROW * row
         top, total = splat(finite(load_f32(maxima + 4 * row))), zeros()
         for i in range(0, keys, TILE):
+            fetch_two_lines(soon)
+            soon += 2 * layout.CACHE_LINE
             p = rough_exp2(load(mine + 4 * i) - top)
             total = total + p
             store_ints(out + 4 * i, split_quads(fma(p, load(own + 4 * i), splat(_ROUNDING))))

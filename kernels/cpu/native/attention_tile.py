@@ -1,6 +1,6 @@
 """Attention of one row tile over one partition of keys, and how results are merged; see `attention`.
 
-Results live in slots: float32 weighted sums of values [8, width], maxima [8], totals [8].
+Results live in slots: float32 weighted sums of values [8, width], maxima [16], totals [16], of which 8 are used.
 
 Scores are powers of 2: what the queries are multiplied by has the factor that makes e**x of them.
 """
@@ -29,6 +29,7 @@ from vllm_nb.kernels.cpu.native.simd import (
     store_f32,
     store_i64,
     store_part,
+    where_less,
     where_less_ints,
     zeros,
 )
@@ -77,9 +78,7 @@ def first_key(args: int, position: int) -> int:
     return max(0, position + 1 - window) if window != 0 else 0
 
 
-@helper
-def slot_bytes(width: int) -> int:
-    return 4 * ROWS * (width + 2)
+slot_bytes = helper(layout.attention_slot_bytes)
 
 
 @helper
@@ -89,40 +88,34 @@ def maxima_of(slot: int, width: int) -> int:
 
 @helper
 def totals_of(slot: int, width: int) -> int:
-    return maxima_of(slot, width) + 4 * ROWS
+    return maxima_of(slot, width) + 4 * TILE
 
 
 @helper
-def clear_row(slot: int, row: int, width: int) -> None:
-    for i in range(0, width, TILE):
-        store(slot + 4 * (width * row + i), zeros())
-    store_f32(maxima_of(slot, width) + 4 * row, MINUS_INFINITY)
-    store_f32(totals_of(slot, width) + 4 * row, 0.0)
+def clear(slot: int, first: int, stop: int, width: int) -> None:
+    """The result over no keys at all, for the rows first to stop - 1."""
+    for i in range(first * width, stop * width, TILE):
+        store(slot + 4 * i, zeros())
+    store(maxima_of(slot, width), splat(MINUS_INFINITY))
+    store(totals_of(slot, width), zeros())
 
 
 @helper
-def clear(slot: int, width: int) -> None:
-    """The result over no keys at all."""
-    for row in range(ROWS):
-        clear_row(slot, row, width)
-
-
-@helper
-def merge_row(total: int, part: int, row: int, width: int) -> None:
-    """Add a partition's result for a row to the running one; both are slots."""
-    maxima, totals = maxima_of(0, width) + 4 * row, totals_of(0, width) + 4 * row
-    old, new = load_f32(total + maxima), load_f32(part + maxima)
-    if new == MINUS_INFINITY:
-        return
-    top = max(old, new) if old == old else old  # NaN stays
-    other = exp2(splat(min(old, new)) - splat(top))  # the factor of the one that is not the top; that of the top is 1
-    keep, take = (splat(1.0), other) if old >= new else (other, splat(1.0))
-    store_f32(total + maxima, top)
-    joined = fma(splat(load_f32(total + totals)), keep, splat(load_f32(part + totals)) * take)
-    store_f32(total + totals, max_lanes(joined))
-    for i in range(0, width, TILE):
-        at = 4 * (width * row + i)
-        store(total + at, fma(load(total + at), keep, load(part + at) * take))
+def merge(total: int, part: int, first: int, stop: int, width: int, spare: int) -> None:
+    """Add a partition's result to the running one, for the rows first to stop - 1; both are slots. spare: 128 bytes."""
+    maxima, totals = maxima_of(0, width), totals_of(0, width)
+    old, new = load(total + maxima), load(part + maxima)
+    top = maximum(new, old)  # NaN in the running one stays
+    base = where_less(splat(MINUS_INFINITY), top, top, zeros())  # nothing seen yet: all are -inf
+    keep, take = exp2(old - base), exp2(new - base)  # one of them is 1
+    store(total + maxima, top)
+    store(total + totals, fma(load(total + totals), keep, load(part + totals) * take))
+    store(spare, keep)
+    store(spare + 4 * TILE, take)
+    for row in range(first, stop):
+        old, new = splat(load_f32(spare + 4 * row)), splat(load_f32(spare + 4 * TILE + 4 * row))
+        for at in range(4 * width * row, 4 * width * (row + 1), 4 * TILE):
+            store(total + at, fma(load(total + at), old, load(part + at) * new))
 
 
 @helper

@@ -80,7 +80,7 @@ def rough_exp2(x: Floats) -> Floats:
     p = fma(p, r, splat(2.4024099e-1))
     p = fma(p, r, splat(6.9312419e-1))
     p = fma(p, r, splat(1.0))
-    return p * as_floats(shift_left(as_ints(shifted), 23) + splat_int(127 << 23))
+    return as_floats(as_ints(p) + shift_left(as_ints(shifted), 23))  # added to p's exponent
 
 
 @helper
