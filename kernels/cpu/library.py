@@ -131,7 +131,7 @@ def _compile(isa: Isa, folder: Path, names: Sequence[str], progress: Progress | 
     for follower in followers:
         follower.join()
     if failures:
-        raise CompileError(f"compiling the CPU kernels ({isa.name}) failed:\n{failures[0]}")
+        raise CompileError(f"compiling the CPU kernels ({isa.name}) failed:\n{failures[0].strip()}")
 
 
 def _follow_compiler(

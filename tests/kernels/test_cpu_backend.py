@@ -1,5 +1,6 @@
 """Which kernels run: every variant this machine can run, the cache of compiled code, threads."""
 
+import resource
 import subprocess
 import sys
 import threading
@@ -91,6 +92,21 @@ def test_a_failing_compiler_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "_writable_root", lambda: tmp_path)
     with pytest.raises(library.CompileError, match="no_such_kernel"):
         library.Library(isa.available()[0]).load(["no_such_kernel"])
+
+
+def test_a_full_cache_folder_is_reported_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "_writable_root", lambda: tmp_path)
+    kernels = library.Library(isa.available()[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the compiler's process has it too
+    try:
+        with pytest.raises(library.CompileError) as caught:
+            kernels.load(["rms_norm"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{kernels.folder} cannot take the compiled kernels" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert list(kernels.folder.iterdir()) == []
 
 
 def test_the_cache_moves_where_it_can_be_written(tmp_path, monkeypatch):

@@ -72,7 +72,12 @@ def main(variant: str, folder: str, *names: str) -> None:
     for name in names:
         path = Path(folder, f"{name}.o")
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(compile_kernel(name, machine))
+        compiled = compile_kernel(name, machine)
+        try:
+            partial.write_bytes(compiled)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            sys.exit(f"{path.parent} cannot take the compiled kernels, a few MB: {error.strerror}")
         partial.replace(path)  # whole or not at all: other processes may be looking
         print(name, flush=True)
 
