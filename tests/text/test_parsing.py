@@ -284,6 +284,7 @@ def test_nothing_is_lost(name):
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(MARKUP, max_size=12), st.booleans())
+    @example(["<tool_call>", "<arg_key>"], False)
     def kept(parts, ended):
         words = [f"word{i}x" for i in range(len(parts))]
         output = "".join(part + word for part, word in zip(parts, words, strict=True))
@@ -342,6 +343,11 @@ def test_a_call_cut_off_by_the_length_stays_as_far_as_it_went():
     output = '<tool_call>{"name": "f", "arguments": {"a": "one'
     assert parse("hermes", cut(output, [], []), ended=False) == ("", "", [("f", '{"a": "one')])
     assert parse("hermes", cut(output[:20], [], []), ended=False) == (output[:20], "", [])
+    output = "<tool_call>f<arg_key>b</arg_key><arg_value>1</arg_value><arg_key>ab</arg_key><arg_value>one tw"
+    rests = ("", "one tw", "<arg_value>one tw", "b</arg_key><arg_value>one tw")
+    arguments = ('{"b": 1, "ab": "one tw', '{"b": 1, "ab": ', '{"b": 1, "ab": ', '{"b": 1, "a')
+    for rest, kept in zip(rests, arguments, strict=True):
+        assert parse("glm", cut(output.removesuffix(rest), [], []), ended=False) == ("", "", [("f", kept)])
 
 
 def test_text_that_spells_a_token_is_text():

@@ -52,6 +52,7 @@ class CallBuilder:
             raise Malformed
         self._index += 1
         self._name, self._id, self._arguments, self._in_parts = name, self._new_id(), [], False
+        self._key = None
         self.deltas.append(ToolCallDelta(self._index, self._id, name))
 
     def write(self, piece: str) -> None:
@@ -69,16 +70,24 @@ class CallBuilder:
 
     def value(self, text: str) -> None:
         """The value of the last key, as text: what its schema says it is, else what it looks like."""
+        self.argument(self._key or "", _as_declared(text, self._declared()))
+
+    def _declared(self) -> Mapping[str, Any]:
+        """The schema of the last key's value."""
         schema = (self._schemas.get(self._name or "") or {}).get("properties") or {}
         declared = schema.get(self._key) if isinstance(schema, Mapping) else None
-        self.argument(self._key or "", _as_declared(text, declared if isinstance(declared, Mapping) else {}))
+        return declared if isinstance(declared, Mapping) else {}
 
     def argument(self, key: str, value: Any) -> None:
         """A whole argument. value: plain data."""
         try:
-            written = f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+            written = f"{_quoted(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
         except (TypeError, ValueError, RecursionError):
             raise Malformed from None
+        self._write_part(written)
+        self._key = None
+
+    def _write_part(self, written: str) -> None:
         self.write(f", {written}" if self._arguments else f"{{{written}")
         self._in_parts = True
 
@@ -93,10 +102,18 @@ class CallBuilder:
             raise Malformed
         self._close(arguments)
 
-    def cut(self) -> None:
-        """The output ends here, by its length: the open call stays as it is."""
-        if self._name is not None:
-            self._close("".join(self._arguments))
+    def cut(self, key: str = "", value: str = "") -> None:
+        """The output ends here, by its length: the open call stays as it is. key, value: so far, of the argument that
+        was begun; it is unfinished JSON then, as the arguments are."""
+        if self._name is None:
+            return
+        if key:
+            self._write_part(_quoted(key)[:-1])
+        elif self._key is not None:
+            is_text = _is_text(self._declared()) or value[:1] not in _JSON_BEGINS
+            begun = _quoted(value)[:-1] if is_text else value
+            self._write_part(f"{_quoted(self._key)}: {begun}")
+        self._close("".join(self._arguments))
 
     def discard(self) -> None:
         self._name = None
@@ -131,18 +148,27 @@ def python_literal(source: str) -> Any:
         raise Malformed from None
 
 
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    kinds = schema.get("type")
+    return kinds == "string" or "string" in (kinds if isinstance(kinds, list) else ())
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+_JSON_BEGINS = ("", *'{["-0123456789')  # but for names, which look like text
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 def _as_declared(text: str, schema: Mapping[str, Any]) -> Any:
-    kinds = schema.get("type")
-    if kinds == "string" or "string" in (kinds if isinstance(kinds, list) else ()):
+    if _is_text(schema):
         return text
     try:
         return parsed_json(text)
     except Malformed:
         pass
     try:
-        return python_literal(text) if kinds else text
+        return python_literal(text) if schema.get("type") else text
     except Malformed:
         return text

@@ -93,7 +93,9 @@ class OutputParser:
             self._buffer = ""  # half a mark behind a call
         self._scan(self._detokenizer.flush(), last=True)
         if cut and self._builder.is_open:
-            self._builder.cut()
+            begun = "".join(self._collected).strip()
+            is_key = self._state.sink is Sink.KEY
+            self._builder.cut(key=begun if is_key else "", value="" if is_key else begun)
         elif self._builder.is_open and self._state.sink in (Sink.BLANK, Sink.DROP):
             self._guarded(self._builder.end)
         elif self._state.call:
