@@ -140,4 +140,6 @@ def test_a_mixture_of_experts_equals_a_loop_over_tokens(data):
         for choice, expert in enumerate(ids[t].tolist()):
             hidden = reference.silu_mul((gate_up[expert] @ x[t])[None])[0]
             expected[t] += factors[t, choice] * (down[expert] @ hidden)
-    torch.testing.assert_close(kernels.moe(x, gate_up, down, ids, factors), expected, atol=2e-4, rtol=2e-4)
+    # sums of products up to the greatest result cancel in the others
+    tolerance = 2e-6 * float(expected.abs().max())
+    torch.testing.assert_close(kernels.moe(x, gate_up, down, ids, factors), expected, atol=tolerance, rtol=2e-6)
