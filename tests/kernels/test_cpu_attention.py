@@ -118,6 +118,19 @@ def test_attention_equals_the_reference(dtype, heads, kv_heads, head_dim):
             torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_broken_key_reaches_nobody_before_its_partition(dtype):
+    """In a chunk that begins with the second token, so that a tile of eight rows has some of the token before."""
+    pages = Pages([300], 3, 1, 32, dtype)
+    broken, kv = pages.batch([0], [1], [257]), pages.caches[0]
+    no_turn = torch.cat([torch.ones(300, 16), torch.zeros(300, 16)], 1)
+    nan = torch.full((1, (3 + 2) * 32), torch.nan)
+    cpu.rope_and_cache(nan, broken.positions, broken.slot_mapping, no_turn, kv, **pages.shape)
+    rows = pages.attend(cpu, [0], [299], [300]).isnan().any(1)
+    assert not rows[:255].any()
+    assert rows[255]
+
+
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_a_query_is_the_same_bits_in_any_batch(data):

@@ -34,6 +34,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
 )
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, Builder, Value, const
 from vllm_nb.kernels.cpu.native.functions import rough_exp2
+from vllm_nb.kernels.cpu.native.halves import load_halves
 from vllm_nb.kernels.cpu.native.kernel import arg, helper
 from vllm_nb.kernels.cpu.native.simd import (
     F,
@@ -73,8 +74,8 @@ _WEIGHT_QUAD, _WEIGHT_SCALE, _WEIGHT_LARGEST = 16, 4 * KEYS, 65535.0
 _WEIGHT_ROW = 4 * KEYS + 64
 _ROUNDING = 8388608.0  # 2**23: added to a float below it, leaves the nearest integer in the low bits
 _PIECES = KEYS // TILE  # sub-blocks of a partition
-# what is read soon is fetched meanwhile: so many sub-blocks ahead, and one line in a while so many bytes further off.
-# Neighbours in a table of blocks are often neighbours in memory
+# what is read soon is fetched meanwhile: so many sub-blocks ahead, and one line in a while so many bytes further off,
+# six sub-blocks of 64 dimensions. Neighbours in a table of blocks are often neighbours in memory
 _AHEAD, _FURTHER = 4, 6528
 _KEY_GROUP = TILE * BLOCK  # bytes of 16 keys' 32 dimensions
 
@@ -140,11 +141,6 @@ def _fetch_lines(b: Builder, start: Value, first: int, count: int) -> None:
 @op(void, i64)
 def fetch_two_lines(b: Builder, start: Value) -> None:
     _fetch_lines(b, start, 0, 2)
-
-
-@op(F, i64)
-def load_halves(b: Builder, address: Value) -> Value:
-    return emit.load_halves(b, address)
 
 
 def _join(b: Builder, high: Value, low: Value, bits: int) -> Value:

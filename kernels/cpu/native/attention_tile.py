@@ -107,12 +107,14 @@ def merge(total: int, part: int, first: int, stop: int, width: int, spare: int) 
     old, new = load(total + maxima), load(part + maxima)
     top = maximum(new, old)  # NaN in the running one stays
     base = where_less(splat(MINUS_INFINITY), top, top, zeros())  # nothing seen yet: all are -inf
-    keep, take = exp2(old - base), exp2(new - base)  # one of them is 1
+    keep, take = exp2(old - base), exp2(new - base)  # one of them is 1, or nothing has been seen and both are 0
     store(total + maxima, top)
     store(total + totals, fma(load(total + totals), keep, load(part + totals) * take))
     store(spare, keep)
     store(spare + 4 * TILE, take)
     for row in range(first, stop):
+        if load_f32(spare + 4 * TILE + 4 * row) == 0.0:
+            continue  # nothing for it, so that not even NaN in what others see reaches it
         old, new = splat(load_f32(spare + 4 * row)), splat(load_f32(spare + 4 * TILE + 4 * row))
         for at in range(4 * width * row, 4 * width * (row + 1), 4 * TILE):
             store(total + at, fma(load(total + at), old, load(part + at) * new))
