@@ -44,6 +44,10 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
+def is_amd() -> bool:
+    return "sse4a" in host_features()  # which no other has
+
+
 def host_name() -> str:
     """For humans: LLVM's name of the processor, and the architecture."""
     return f"{llvm.get_host_cpu_name()} ({platform.machine()})"
@@ -53,8 +57,8 @@ def available() -> list[Isa]:
     """The variants this processor can run, best first; never empty."""
     features = host_features()
     found = [isa for isa in VARIANTS if all(any(name in features for name in names) for names in isa.needs)]
-    # Intel's cores take longer for `vdpbf16ps` than for two float32 products; "sse4a" is AMD's alone
-    if "sse4a" not in features and len(found) > 1 and found[0].pairs:
+    # Intel's cores take longer for `vdpbf16ps` than for two float32 products
+    if not is_amd() and len(found) > 1 and found[0].pairs:
         found[0], found[1] = found[1], found[0]
     return found
 

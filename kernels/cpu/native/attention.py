@@ -13,11 +13,13 @@ Arguments: see `attention_tile`.
 from typing import Any
 
 from vllm_nb.kernels.cpu import layout
+from vllm_nb.kernels.cpu.formats import TILE
 from vllm_nb.kernels.cpu.native import attention_float, attention_int8
 from vllm_nb.kernels.cpu.native.attention_tile import (
     HEADS,
     KEYS,
     KV_HEADS,
+    LENGTHS,
     NUM_SLOTS,
     ROWS,
     SLOTS,
@@ -25,6 +27,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     Products,
     attend,
     clear,
+    fill_table,
     first_key,
     group_size,
     head_width,
@@ -32,6 +35,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     private_bytes,
     queries,
     slot_bytes,
+    table_of,
     tile_rows,
     write_row,
 )
@@ -73,8 +77,39 @@ def _count_rows(args: int, seqs: int) -> int:
     return load_i32(arg(args, STARTS) + 4 * seqs) * arg(args, HEADS)
 
 
-def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
+def _fetch_partition(fetch: Any) -> Any:
+    """-> helper: asks for a partition that is read soon, else its first keys and values would be waited for."""
+
+    @helper
+    def fetch_partition(args: int, seq: int, head: int, partition: int, room: int, width: int) -> None:
+        table, key = table_of(room, width), partition * KEYS
+        keys = min(KEYS, load_i32(arg(args, LENGTHS) + 4 * seq) - key)
+        pieces = (keys + TILE - 1) // TILE
+        fill_table(args, seq, head, key, TILE * pieces, table)
+        fetch(args, table, pieces)
+
+    return fetch_partition
+
+
+def _fetch_next(fetch: Any) -> Any:
+    """-> helper: asks for the first partition of a tile, counted from the first of `seq`, if that has a single one: the
+    tiles of a prompt read the same keys."""
+    fetch_partition = _fetch_partition(fetch)
+
+    @helper
+    def fetch_next(args: int, seqs: int, seq: int, item: int, room: int, width: int) -> None:
+        while seq < seqs and item >= _tiles(args, seq) * arg(args, KV_HEADS):
+            item -= _tiles(args, seq) * arg(args, KV_HEADS)
+            seq += 1
+        if seq < seqs and _tiles(args, seq) == 1:
+            fetch_partition(args, seq, item, _partitions(args, seq, 0)[0], room, width)
+
+    return fetch_next
+
+
+def _whole_tiles(load_rows: Any, fetch: Any, attend_partition: Any) -> Any:
     """-> helper: each tile by one thread, in turn, as later tiles of a prompt see more keys."""
+    fetch_next = _fetch_next(fetch)
 
     @helper
     def whole_tiles(args: int, seqs: int, room: int, width: int, thread: int, threads: int) -> None:
@@ -94,6 +129,8 @@ def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
                 clear(total, 0, rows, width)
                 first, stop = _partitions(args, seq, tile)
                 for partition in range(first, stop):
+                    if partition == stop - 1:
+                        fetch_next(args, seqs, seq, item + threads, room, width)
                     attend_partition(args, seq, head, tile, partition, rows, room, part, width)
                     merge(total, part, 0, rows, width, spare)
                 for row in range(rows):
@@ -102,9 +139,10 @@ def _whole_tiles(load_rows: Any, attend_partition: Any) -> Any:
     return whole_tiles
 
 
-def _split_tiles(load_rows: Any, attend_partition: Any) -> Any:
+def _split_tiles(load_rows: Any, fetch: Any, attend_partition: Any) -> Any:
     """-> helper: partition by partition, each into a slot of shared memory. A thread's follow each other, as they may
     in memory, where fetching ahead finds them."""
+    fetch_partition = _fetch_partition(fetch)
 
     @helper
     def split_tiles(args: int, seqs: int, room: int, width: int, start: int, stop: int) -> None:
@@ -116,6 +154,8 @@ def _split_tiles(load_rows: Any, attend_partition: Any) -> Any:
                 rows, ready = tile_rows(args, seq, tile), False
                 first, last = _partitions(args, seq, tile)
                 for partition in range(first, last):
+                    if start == number < stop:
+                        fetch_partition(args, seq, head, partition, room, width)
                     if start <= number < stop:
                         if not ready:
                             load_rows(args, seq, head, tile, rows, room)
@@ -151,8 +191,9 @@ def _merge_tiles(args: int, seqs: int, room: int, width: int, start: int, stop: 
 
 
 def _make_attention(products: Products) -> Function:
-    load_rows, attend_partition = products.load_rows, attend(products)
-    whole_tiles, split_tiles = _whole_tiles(load_rows, attend_partition), _split_tiles(load_rows, attend_partition)
+    load_rows, fetch, attend_partition = products.load_rows, products.fetch, attend(products)
+    whole_tiles = _whole_tiles(load_rows, fetch, attend_partition)
+    split_tiles = _split_tiles(load_rows, fetch, attend_partition)
 
     def attention(args: int, step: int, thread: int, threads: int) -> None:
         seqs, width, room = header(step, layout.NUM_SEQS), head_width(args), scratch(step, thread)

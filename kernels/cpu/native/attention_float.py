@@ -13,6 +13,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     Products,
     Q,
     any_rows,
+    fetcher,
     finite,
     head_width,
     row_address,
@@ -75,7 +76,14 @@ _COPY_VALID = {"bf16": _copy_valid_bf16, "f32": _copy_valid_f32}
 
 def products(kind: str) -> Products:
     """For a cache of this kind."""
-    return Products(_load_queries(kind), _score_keys(kind), _softmax(kind), _weigh_values(kind))
+    size = TILE * _VALUE_BYTES[kind]
+
+    @helper
+    def sub_block_bytes(head_dim: int) -> int:
+        return (head_dim + TILE - 1) // TILE * TILE * size
+
+    fetch = fetcher(sub_block_bytes, sub_block_bytes)
+    return Products(_load_queries(kind), fetch, _score_keys(kind), _softmax(kind), _weigh_values(kind))
 
 
 def _load_queries(kind: str) -> Any:

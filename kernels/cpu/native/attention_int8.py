@@ -15,6 +15,7 @@ from typing import Any
 from llvmlite import ir
 
 from vllm_nb.kernels.cpu import layout
+from vllm_nb.kernels.cpu.fetching import fetching
 from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, TILE, VECTOR_BYTES
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.attention_tile import (
@@ -27,6 +28,7 @@ from vllm_nb.kernels.cpu.native.attention_tile import (
     Products,
     Q,
     any_rows,
+    fetcher,
     finite,
     head_width,
     row_address,
@@ -74,16 +76,18 @@ _WEIGHT_QUAD, _WEIGHT_SCALE, _WEIGHT_LARGEST = 16, 4 * KEYS, 65535.0
 _WEIGHT_ROW = 4 * KEYS + 64
 _ROUNDING = 8388608.0  # 2**23: added to a float below it, leaves the nearest integer in the low bits
 _PIECES = KEYS // TILE  # sub-blocks of a partition
-# what is read soon is fetched meanwhile: so many sub-blocks ahead, and one line in a while so many bytes further off,
-# six sub-blocks of 64 dimensions. Neighbours in a table of blocks are often neighbours in memory
-_AHEAD, _FURTHER = 4, 6528
+# What is read soon is fetched meanwhile, and one line in a while that is so many bytes further off: six sub-blocks of
+# 64 dimensions. Neighbours in a table of blocks are often neighbours in memory.
+_FETCHING, _FURTHER = fetching(), 6528
+_AHEAD = _FETCHING.attention
 _KEY_GROUP = TILE * BLOCK  # bytes of 16 keys' 32 dimensions
+_GROUP_BYTES = _KEY_GROUP + 2 * TILE  # with their scales
 
 key_bytes, value_bytes = helper(layout.int8_key_bytes), helper(layout.int8_value_bytes)
 
 
 def products() -> Products:
-    return Products(_load_rows, _score_keys(), _softmax, _weigh_values())
+    return Products(_load_rows, fetcher(key_bytes, value_bytes), _score_keys(), _softmax, _weigh_values())
 
 
 @helper
@@ -133,7 +137,7 @@ def _fetch_lines(b: Builder, start: Value, first: int, count: int) -> None:
     """Ask for some cache lines, counted from `start`. They are asked for in their order in memory, whatever the order
     of their use: then the processor sees a stream, and runs ahead of it by itself."""
     for line in range(first, first + count):
-        emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * line)))
+        emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * line)), near=_FETCHING.near)
     if count > 2:  # one line much further off leads it on
         emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * first + _FURTHER)), near=False)
 
@@ -149,7 +153,7 @@ def _join(b: Builder, high: Value, low: Value, bits: int) -> Value:
 
 
 def _singly(rows: int) -> int:
-    """With fewer registers: one."""
+    """With fewer registers, or where memory is to be read in order: one."""
     return 1
 
 
@@ -168,8 +172,10 @@ def _dots(b: Builder, queries: list[Value], keys: list[Value], ahead: Value) -> 
     """Of 32 dimensions of some rows and sub-blocks, given their addresses, as floats; fetches as much from `ahead`."""
     starts = [_broadcast(b, b.add(q, const(_QUERY_START))) for q in queries]
     dots = [[start] * len(keys) for start in starts]
+    lines = -(-_GROUP_BYTES * len(keys) // layout.CACHE_LINE)
     for quad in range(QUADS):
-        _fetch_lines(b, ahead, quad * len(keys), len(keys))
+        first, stop = (lines * n // QUADS for n in (quad, quad + 1))
+        _fetch_lines(b, ahead, first, stop - first)
         vectors = [emit.load(b, b.add(key, const(VECTOR_BYTES * quad)), BYTES) for key in keys]
         for q, mine in zip(queries, dots, strict=True):
             other = _bytes_at(b, b.add(q, const(4 * quad)))
@@ -188,7 +194,7 @@ def _scores_tile(rows: int, pieces: int) -> Any:
         with emit.for_range(b, groups) as group:
             k = [emit.offset(b, key, _KEY_GROUP, group) for key in keys]
             q = [emit.offset(b, queries, _QUERY_GROUP, group, QUERY_BYTES * row) for row in range(rows)]
-            dots = _dots(b, q, k, emit.offset(b, ahead, _KEY_GROUP * pieces, group))
+            dots = _dots(b, q, k, emit.offset(b, ahead, _GROUP_BYTES * pieces, group))
             factors = [emit.load_halves(b, emit.offset(b, b.add(key, scales), 2 * TILE, group)) for key in keys]
             for at, mine, sums in zip(q, dots, totals, strict=True):
                 scale = _broadcast(b, b.add(at, const(_QUERY_SCALE)), emit.f32)
@@ -211,6 +217,8 @@ def _values_tile(rows: int, vectors: int) -> Any:
         with emit.for_range(b, pieces) as piece:
             values = b.add(emit.load(b, emit.offset(b, table, 8, piece), emit.i64), at)
             quads = emit.offset(b, weights, 4 * TILE, piece)
+            scales = b.add(b.sub(values, at), b.mul(stride, const(TILE)))
+            _fetch_lines(b, b.add(scales, ahead), 0, 1)
             for quad in range(TILE // 4):
                 _fetch_lines(b, b.add(values, ahead), vectors * quad, vectors)
                 loaded = [
@@ -233,7 +241,7 @@ def _values_tile(rows: int, vectors: int) -> Any:
 
 
 def _score_keys() -> Any:
-    count = _key_pieces if emit.many_registers() else _singly
+    count = _key_pieces if emit.many_registers() and not _FETCHING.in_order else _singly
     multiply = any_rows(lambda rows: _scores_tile(rows, count(rows)))
     multiply_one, at_once = any_rows(lambda rows: _scores_tile(rows, 1)), helper(count)
 

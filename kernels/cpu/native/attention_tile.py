@@ -21,8 +21,10 @@ from vllm_nb.kernels.cpu.native.simd import (
     load,
     load_f32,
     load_i32,
+    load_i64,
     max_lanes,
     maximum,
+    prefetch_far,
     splat,
     splat_int,
     store,
@@ -184,6 +186,7 @@ class Products:
     number (head and sub-block).
 
     load_rows(args, seq, head, tile, rows, room): queries times `score_factor`, as `score` reads them, QUERY_BYTES a row
+    fetch(args, table, pieces): asks for the first sub-blocks of the table, which are read soon
     score(args, rows, keys, queries, scores, table): q times keys, float32 [rows, KEYS]
     softmax(args, rows, keys, scores, maxima, totals, weights, spare, table, visible): 2**(score - maximum), which
         become weights, and their sums. visible: for each row the first key that it may see and the end, int64
@@ -193,9 +196,30 @@ class Products:
     """
 
     load_rows: Any
+    fetch: Any
     score: Any
     softmax: Any
     weigh: Any
+
+
+def fetcher(key_bytes: Any, value_bytes: Any) -> Any:
+    """-> helper `fetch`. The bytes of a sub-block of keys and of values, as helpers of the head size and the width."""
+
+    @helper
+    def fetch_memory(at: int, size: int) -> None:
+        for line in range(at, at + size, layout.CACHE_LINE):
+            prefetch_far(line)
+
+    @helper
+    def fetch(args: int, table: int, pieces: int) -> None:
+        size = key_bytes(arg(args, HEAD_DIM))
+        for n in range(pieces):
+            fetch_memory(arg(args, KEYS_AT) + load_i64(table + 8 * n) * size, size)
+        size = value_bytes(head_width(args))
+        for n in range(pieces):
+            fetch_memory(arg(args, VALUES_AT) + load_i64(table + 8 * n) * size, size)
+
+    return fetch
 
 
 def any_rows(make: Callable[[int], Any]) -> Any:
@@ -232,7 +256,12 @@ def private_bytes(width: int) -> int:
 
 
 @helper
-def _fill_table(args: int, seq: int, head: int, key: int, keys: int, table: int) -> None:
+def table_of(room: int, width: int) -> int:
+    return room + private_bytes(width) - 16 * KEYS // TILE - 16 * ROWS
+
+
+@helper
+def fill_table(args: int, seq: int, head: int, key: int, keys: int, table: int) -> None:
     """The number of each sub-block of a head's keys, counted over heads and sub-blocks."""
     per_block, blocks = arg(args, BLOCK_SIZE) // TILE, arg(args, TABLES) + 4 * arg(args, TABLE_STRIDE) * seq
     block, inside = key // TILE // per_block, key // TILE % per_block
@@ -255,14 +284,14 @@ def attend(products: Products) -> Callable[..., None]:
         scores = room + QUERY_BYTES * ROWS
         weights = scores + 4 * ROWS * KEYS
         spare = weights + ROWS * (4 * KEYS + 64)
-        table = spare + 4 * max(TILE * width, 2 * KEYS)
+        table = table_of(room, width)
         visible = table + 16 * KEYS // TILE
         _, count, position = queries(args, seq)
         group, key = group_size(args), partition * KEYS
         end = position + (tile * ROWS + rows - 1) // group + 1  # keys that the last row may see
         keys = (min(KEYS, end - key) + TILE - 1) // TILE * TILE
         valid = min(keys, position + count - key)  # of these keys, those that are in the cache
-        _fill_table(args, seq, head, key, keys, table)
+        fill_table(args, seq, head, key, keys, table)
         score(args, rows, keys, room, scores, table)
         maxima, totals = maxima_of(slot, width), totals_of(slot, width)
         for row in range(rows):

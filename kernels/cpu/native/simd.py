@@ -21,6 +21,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
+from vllm_nb.kernels.cpu.fetching import fetching
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.emit import FLOATS, INTS, LANES, Builder, Value
 
@@ -228,9 +229,15 @@ def float_to_bits(b: Builder, x: Value) -> Value:
 
 
 @op(void, i64)
+def prefetch_far(b: Builder, address: Value) -> None:
+    """Into the second cache only."""
+    emit.prefetch(b, address, near=False)
+
+
+@op(void, i64)
 def prefetch(b: Builder, address: Value) -> None:
     """Ask for the cache line at `address`, to be read soon."""
-    emit.prefetch(b, address)
+    emit.prefetch(b, address, near=fetching().near)
 
 
 # making vectors

@@ -22,6 +22,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from vllm_nb.kernels.cpu.fetching import fetching
 from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, VECTOR_BYTES, Format
 from vllm_nb.kernels.cpu.layout import RECORD_BYTES, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS, ROUNDER_BITS
 from vllm_nb.kernels.cpu.native import emit
@@ -29,7 +30,6 @@ from vllm_nb.kernels.cpu.native.blocks import Block, has_zero, read_block
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value, const, float_vector
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
 
-AHEAD = 4096  # bytes between what is read and what is asked for
 WIDENED = "widened"  # bfloat16 weights times float32 activations: as "bf16" in memory, as "f32" in registers
 # of floating-point weights: bytes of two steps, a step being an input, or a pair of them for "bf16"
 PAIR_BYTES = {"bf16": 2 * VECTOR_BYTES, WIDENED: VECTOR_BYTES, "f16": VECTOR_BYTES, "f32": 2 * VECTOR_BYTES}
@@ -113,14 +113,15 @@ def sums_at(b: Builder, address: Value, count: int) -> list[Value]:
     return [b.inttoptr(place, ir.PointerType(FLOATS)) for place in places]
 
 
-def prefetch_ahead(b: Builder, at: Value, size: int) -> None:
-    """Memory would else be waited for: by itself the processor fetches ahead too little, and never past a page."""
-    prefetch_lines(b, b.add(at, const(AHEAD)), size)
+def prefetch_ahead(b: Builder, at: Value, size: int, rows: int) -> None:
+    """Memory would else be waited for: by themselves some processors fetch ahead too little, and never past a page."""
+    if ahead := fetching().one_row if rows == 1 else fetching().few_rows:
+        prefetch_lines(b, b.add(at, const(ahead)), size)
 
 
 def prefetch_lines(b: Builder, at: Value, size: int) -> None:
     for line in range(0, size, VECTOR_BYTES):
-        emit.prefetch(b, b.add(at, const(line)))
+        emit.prefetch(b, b.add(at, const(line)), near=fetching().near)
 
 
 def store_rows(b: Builder, totals: list[Value], out: Value, stride: Value, count: Value) -> None:
@@ -142,7 +143,7 @@ def quantised_tile(fmt: Format, rows: int, group: int) -> Any:
         with emit.for_range(b, blocks) as index:
             record = emit.offset(b, x, RECORD_BYTES * group, index)
             at = emit.offset(b, w, fmt.block_bytes, index)
-            prefetch_ahead(b, at, fmt.block_bytes)
+            prefetch_ahead(b, at, fmt.block_bytes, rows)
             block = read_block(b, fmt, at)
             add_block(b, fmt, [block], [Row(b, record, row, group) for row in range(rows)], totals)
         store_rows(b, [b.load(total) for total in totals], out, stride, count)
@@ -195,7 +196,7 @@ class _FloatTile:
         with emit.for_range(b, b.lshr(steps, const(1))) as index:
             at = emit.offset(b, w, pair_bytes, index)
             if in_order:
-                prefetch_ahead(b, at, pair_bytes)
+                prefetch_ahead(b, at, pair_bytes, len(self._chains[0]))
             for chain, weights in enumerate(read_pair(b, self._kind, at)):
                 values = emit.offset(b, x, 2 * self._step_stride, index, chain * self._step_stride)
                 add_step(b, self._kind, [weights], values, self._row_stride, self._chains[chain])
