@@ -12,11 +12,14 @@ from vllm_nb.kernels.cpu.program import Program, contiguous, finish
 from vllm_nb.kernels.reference.sampling import penalize as penalize
 from vllm_nb.kernels.reference.sampling import uniforms as uniforms
 
+# temperature, top_k, top_p, min_p, uniform
+_KINDS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float32)
+
 
 class SamplingCall:
-    """The program of `sample` over static memory: a step copies its parameters there instead of building a program.
+    """The program of `sample`, of which a step changes addresses instead of building another.
 
-    Engines of one process may share it, so parameters go in and tokens come out under one lock.
+    Engines of one process may share it, so addresses go in and tokens come out under one lock.
     """
 
     def __init__(self, max_rows: int, vocabulary: int):
@@ -25,16 +28,14 @@ class SamplingCall:
         self._lock = threading.Lock()
         self.team.reserve(layout.sampling_scratch_bytes(vocabulary))
         # NumPy's: tensors made in inference mode could not be written outside of it
-        kinds = (np.float32, np.int32, np.float32, np.float32, np.float32)
-        self._parameters = [np.empty(max_rows, kind) for kind in kinds]
         self._tokens = np.empty(max_rows, np.int32)
         program = Program()
         program.add(
             "sample",
             layout.NUM_TOKENS,
-            None,  # the logits: another address each time
+            None,  # the logits and the parameters: other addresses each time
             vocabulary,
-            *map(torch.from_numpy, self._parameters),
+            *[None] * len(_KINDS),
             greatest_of_chunks(max_rows, vocabulary),
             torch.from_numpy(self._tokens),
         )
@@ -44,10 +45,15 @@ class SamplingCall:
     def __call__(self, logits: Tensor, *parameters: Tensor) -> Tensor:
         """Tokens of logits [R, vocabulary], R at most max_rows; the parameters in the order of `sample`."""
         rows = logits.shape[0]
+        # with as little as can be: after a forward pass all code is far from the processor
+        given = [
+            x if x.dtype is kind and x.is_contiguous() else x.to(kind).contiguous()
+            for x, kind in zip(parameters, _KINDS, strict=True)
+        ]
+        first = layout.ARGUMENTS_AT + 3
         with self._lock:
-            for own, given in zip(self._parameters, parameters, strict=True):
-                own[:rows] = given.numpy()
-            self._code[0, layout.ARGUMENTS_AT + 1] = logits.data_ptr()
+            self._code[0, first - 2] = logits.data_ptr()
+            self._code[0, first : first + len(given)] = [x.data_ptr() for x in given]
             self.team.run(self._code, rows, 1, rows)
             return torch.from_numpy(self._tokens[:rows].copy())
 
