@@ -14,6 +14,7 @@ from vllm_nb.kernels.reference.sampling import uniforms as uniforms
 
 # temperature, top_k, top_p, min_p, uniform
 _KINDS = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float32)
+_LOGITS_AT = layout.ARGUMENTS_AT + 1
 
 
 class SamplingCall:
@@ -40,22 +41,28 @@ class SamplingCall:
             torch.from_numpy(self._tokens),
         )
         self._program = program  # owns the memory
+        self._given: list[Tensor | None] = [None] * len(_KINDS)
+        self._read: list[Tensor | None] = [None] * len(_KINDS)
         self._code = program.assembled()
 
     def __call__(self, logits: Tensor, *parameters: Tensor) -> Tensor:
         """Tokens of logits [R, vocabulary], R at most max_rows; the parameters in the order of `sample`."""
         rows = logits.shape[0]
-        # with as little as can be: after a forward pass all code is far from the processor
-        given = [
-            x if x.dtype is kind and x.is_contiguous() else x.to(kind).contiguous()
-            for x, kind in zip(parameters, _KINDS, strict=True)
-        ]
-        first = layout.ARGUMENTS_AT + 3
         with self._lock:
-            self._code[0, first - 2] = logits.data_ptr()
-            self._code[0, first : first + len(given)] = [x.data_ptr() for x in given]
+            self._code[0, _LOGITS_AT] = logits.data_ptr()
+            # Most are those of the step before. With as little as can be, because after a forward pass all code is far
+            # from the processor.
+            for place, given in enumerate(parameters):
+                if given is not self._given[place]:
+                    self._take(place, given)
             self.team.run(self._code, rows, 1, rows)
             return torch.from_numpy(self._tokens[:rows].copy())
+
+    def _take(self, place: int, given: Tensor) -> None:
+        as_read = given.to(_KINDS[place]).contiguous()
+        self._given[place] = given if as_read is given else None
+        self._read[place] = as_read  # keeps it alive
+        self._code[0, _LOGITS_AT + 2 + place] = as_read.data_ptr()
 
 
 _calls: dict[int, SamplingCall] = {}  # by vocabulary

@@ -71,13 +71,14 @@ class Rows:
         for seq in plan.grown:
             self.block_tables[seq.row, len(seq.blocks) - 1] = seq.blocks[-1]
 
-    def append(self, rows: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> None:
-        """tokens[i] follows the lengths[i] that rows[i] has, int64 [S]. While a prefill goes on it lands behind the
-        prompt, to be overwritten. A row with NaN logits has -1, which no embedding has: it becomes 0."""
+    def append(self, rows: Any, lengths: Any, tokens: torch.Tensor) -> None:
+        """tokens[i] follows the lengths[i] that rows[i] has: int64 [S], on the CPU as NumPy's. While a prefill goes on
+        it lands behind the prompt, to be overwritten. A row with NaN logits has -1, which no embedding has: it becomes
+        0."""
         if self.token_ids is None:
             self.tokens.index_put_((rows, lengths), tokens.clamp(min=0))
         else:  # the same with less ado: a tenth of what sampling one row costs
-            self.token_ids[rows.numpy(), lengths.numpy()] = np.maximum(tokens.numpy(), 0)
+            self.token_ids[rows, lengths] = np.maximum(tokens.numpy(), 0)
 
 
 class BatchBuffers:

@@ -40,7 +40,8 @@ class Sampler:
         if self._rows.seqs != plan.seqs or plan.admitted:
             self._rows = SamplingRows(plan.seqs, device)
         rows = self._rows
-        (lengths,) = upload([np.array(plan.lengths, np.int64)], device)
+        host_lengths = np.array(plan.lengths, np.int64)
+        (lengths,) = upload([host_lengths], device)
         prompts = self._prompt_logprobs(logits, plan, logits_row) if plan.prompt_logits else {}
         if logits.shape[0] != len(plan.seqs):
             logits = logits[upload([logits_row], device)[0]]
@@ -52,7 +53,8 @@ class Sampler:
             _mask(logits, with_grammar, plan)
         uniform = rows.uniform if rows.greedy else self._kernels.uniforms(rows.seeds, lengths)
         tokens = self._kernels.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, uniform)
-        self._sequences.append(rows.row, lengths, tokens)
+        on_host = device.type == "cpu"
+        self._sequences.append(*(rows.host_row, host_lengths) if on_host else (rows.row, lengths), tokens)
         logprobs = None
         if raw is not None:
             params = [plan.seqs[i].params for i in asked]

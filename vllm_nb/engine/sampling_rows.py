@@ -22,9 +22,10 @@ class SamplingRows:
         self.greedy = all(p.temperature == 0 for p in params)
         self.with_grammar = [i for i, seq in enumerate(seqs) if seq.grammar is not None]
         self.with_logprobs = [i for i, p in enumerate(params) if p.logprobs is not None]
+        self.host_row = np.array([seq.row for seq in seqs], np.int64)
         self.row, self.seeds, top_k = upload(
             [
-                np.array([seq.row for seq in seqs], np.int64),
+                self.host_row,
                 np.array([seq.seed % 2**64 for seq in seqs], np.uint64).view(np.int64),
                 np.array([p.top_k for p in params], np.int64),
             ],
