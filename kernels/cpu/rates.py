@@ -14,7 +14,7 @@ from vllm_nb.kernels.cpu.threads import Team
 # what is multiplied -> multiplications in one vector of 16 sums
 RATES = {"int8": 64, "bf16": 32, "f32": 16}
 
-_TIMES, _REPEATS = 20000, 50  # a repeat takes about a millisecond
+_TIMES, _REPEATS = 20000, 150  # a repeat takes about a millisecond; at first, threads may share a core for a while
 
 
 def multiplied_as(kind: str) -> str:

@@ -34,6 +34,6 @@ class Machine:
 
 
 def measure() -> Machine:
-    """Takes half a second, on the threads that the kernels use."""
+    """Takes about a second, on the threads that the kernels use."""
     torch.set_num_threads(int(str(cpu.describe()["threads"])))
     return Machine(read_rate(torch.device("cpu")), product_rates())

@@ -15,7 +15,6 @@ from typing import Any
 from llvmlite import ir
 
 from vllm_nb.kernels.cpu import layout
-from vllm_nb.kernels.cpu.fetching import fetching
 from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, TILE, VECTOR_BYTES
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.attention_tile import (
@@ -70,6 +69,7 @@ from vllm_nb.kernels.cpu.native.simd import (
     where_less_ints,
     zeros,
 )
+from vllm_nb.kernels.cpu.tuning import tuning
 
 _QUERY_GROUP, _QUERY_START, _QUERY_SCALE = BLOCK + 16, BLOCK, BLOCK + 4  # of 32 dimensions: bytes, and where what is
 _WEIGHT_QUAD, _WEIGHT_SCALE, _WEIGHT_LARGEST = 16, 4 * KEYS, 65535.0
@@ -78,8 +78,8 @@ _ROUNDING = 8388608.0  # 2**23: added to a float below it, leaves the nearest in
 _PIECES = KEYS // TILE  # sub-blocks of a partition
 # What is read soon is fetched meanwhile, and one line in a while that is so many bytes further off: six sub-blocks of
 # 64 dimensions. Neighbours in a table of blocks are often neighbours in memory.
-_FETCHING, _FURTHER = fetching(), 6528
-_AHEAD = _FETCHING.attention
+_TUNING, _FURTHER = tuning(), 6528
+_AHEAD = _TUNING.keys_ahead
 _KEY_GROUP = TILE * BLOCK  # bytes of 16 keys' 32 dimensions
 _GROUP_BYTES = _KEY_GROUP + 2 * TILE  # with their scales
 
@@ -137,7 +137,7 @@ def _fetch_lines(b: Builder, start: Value, first: int, count: int) -> None:
     """Ask for some cache lines, counted from `start`. They are asked for in their order in memory, whatever the order
     of their use: then the processor sees a stream, and runs ahead of it by itself."""
     for line in range(first, first + count):
-        emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * line)), near=_FETCHING.near)
+        emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * line)), near=_TUNING.fetch_near)
     if count > 2:  # one line much further off leads it on
         emit.prefetch(b, b.add(start, const(layout.CACHE_LINE * first + _FURTHER)), near=False)
 
@@ -241,7 +241,7 @@ def _values_tile(rows: int, vectors: int) -> Any:
 
 
 def _score_keys() -> Any:
-    count = _key_pieces if emit.many_registers() and not _FETCHING.in_order else _singly
+    count = _key_pieces if emit.many_registers() and not _TUNING.keys_in_order else _singly
     multiply = any_rows(lambda rows: _scores_tile(rows, count(rows)))
     multiply_one, at_once = any_rows(lambda rows: _scores_tile(rows, 1)), helper(count)
 

@@ -5,7 +5,6 @@ their arithmetic is that of `tile`.
 
 from typing import Any
 
-from vllm_nb.kernels.cpu.fetching import fetching
 from vllm_nb.kernels.cpu.formats import TILE, Format
 from vllm_nb.kernels.cpu.layout import GROUP_ROWS, PANEL_TILES, RECORD_BYTES
 from vllm_nb.kernels.cpu.native import emit
@@ -13,6 +12,7 @@ from vllm_nb.kernels.cpu.native.blocks import read_block
 from vllm_nb.kernels.cpu.native.emit import Builder, Value, const
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
 from vllm_nb.kernels.cpu.native.tile import Row, add_block, prefetch_lines, sums_at
+from vllm_nb.kernels.cpu.tuning import tuning
 
 
 def rows_at_a_time(fmt: Format) -> int:
@@ -22,7 +22,7 @@ def rows_at_a_time(fmt: Format) -> int:
 
 def _prefetch(b: Builder, fmt: Format, tile: Value, index: Value, blocks: Value) -> None:
     """Ask for the block that is read some blocks later: at the end of a tile, one of the next pair."""
-    later = b.add(index, const(fetching().grouped // (PANEL_TILES * fmt.block_bytes)))
+    later = b.add(index, const(tuning().groups_ahead // (PANEL_TILES * fmt.block_bytes)))
     next_pair = b.add(later, b.mul(blocks, const(PANEL_TILES - 1)))
     later = b.select(b.icmp_signed("<", later, blocks), later, next_pair)
     prefetch_lines(b, emit.offset(b, tile, fmt.block_bytes, later), fmt.block_bytes)

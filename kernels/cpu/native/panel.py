@@ -5,8 +5,8 @@ A panel lies in the thread's scratch memory, in the nearest cache. Its vectors o
     of integers, block by block    8 quads of bytes, the scales float32 of each group, the offset, the minima
     of floats, input by input      float32; bfloat16 pairs where the variant multiplies those
 
-A number of activations is fetched once for both tiles. Of sixteen dots at a time none waits for the one before; they
-take half the registers, so sums stay in memory. The arithmetic of a sum is that of `tile`.
+A number of activations is fetched once for both tiles. Of eight or sixteen dots at a time none waits for the one
+before. Sixteen take half the registers, so their sums stay in memory. The arithmetic of a sum is that of `tile`.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from vllm_nb.kernels.cpu.native.blocks import Block, read_block
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value, const
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
 from vllm_nb.kernels.cpu.native.tile import PAIR_BYTES, Row, add_block, add_step, block_steps, read_pair, sums_at
+from vllm_nb.kernels.cpu.tuning import tuning
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class Panels:
 
 
 def quantised(fmt: Format) -> Panels:
+    factors = fmt.groups * (1 + fmt.has_min) + 1
+    in_registers = tuning().panel_rows < GROUP_ROWS
     # two groups have twice the dots at a time
-    factors, rows = fmt.groups * (1 + fmt.has_min) + 1, GROUP_ROWS // fmt.groups
+    rows = tuning().panel_rows if in_registers else GROUP_ROWS // fmt.groups
 
     def address(b: Builder, panel: Value, vector: int, tile: int) -> Value:
         return b.add(panel, const(VECTOR_BYTES * (PANEL_TILES * vector + tile)))
@@ -73,11 +76,15 @@ def quantised(fmt: Format) -> Panels:
 
     @op(void, i64, i64, i64, i64)
     def multiply(b: Builder, panel: Value, x: Value, blocks: Value, sums: Value) -> None:
+        places = sums_at(b, sums, rows * PANEL_TILES)
+        kept = [emit.variable(b, b.load(place)) for place in places] if in_registers else []
         with emit.for_range(b, blocks) as index:
-            totals = sums_at(b, emit.disguise(b, sums), rows * PANEL_TILES)
+            totals = kept or sums_at(b, emit.disguise(b, sums), rows * PANEL_TILES)
             at, record = emit.offset(b, panel, size, index), emit.offset(b, x, RECORD_BYTES * GROUP_ROWS, index)
             tiles = [unpacked(b, at, tile) for tile in range(PANEL_TILES)]
             add_block(b, fmt, tiles, [Row(b, record, row, GROUP_ROWS) for row in range(rows)], totals)
+        for total, place in zip(kept, places, strict=False):
+            b.store(b.load(total), place)
 
     return Panels(rows, 1, unpack, multiply)
 

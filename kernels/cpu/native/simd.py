@@ -21,9 +21,9 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
-from vllm_nb.kernels.cpu.fetching import fetching
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.emit import FLOATS, INTS, LANES, Builder, Value
+from vllm_nb.kernels.cpu.tuning import tuning
 
 
 class Vector(types.Type):
@@ -237,7 +237,7 @@ def prefetch_far(b: Builder, address: Value) -> None:
 @op(void, i64)
 def prefetch(b: Builder, address: Value) -> None:
     """Ask for the cache line at `address`, to be read soon."""
-    emit.prefetch(b, address, near=fetching().near)
+    emit.prefetch(b, address, near=tuning().fetch_near)
 
 
 # making vectors

@@ -22,13 +22,13 @@ from typing import Any
 
 from llvmlite import ir
 
-from vllm_nb.kernels.cpu.fetching import fetching
 from vllm_nb.kernels.cpu.formats import BLOCK, QUADS, VECTOR_BYTES, Format
 from vllm_nb.kernels.cpu.layout import RECORD_BYTES, RECORD_SCALES, RECORD_STARTS, RECORD_SUMS, ROUNDER_BITS
 from vllm_nb.kernels.cpu.native import emit
 from vllm_nb.kernels.cpu.native.blocks import Block, has_zero, read_block
 from vllm_nb.kernels.cpu.native.emit import BYTES, FLOATS, INTS, Builder, Value, const, float_vector
 from vllm_nb.kernels.cpu.native.simd import i64, op, void
+from vllm_nb.kernels.cpu.tuning import tuning
 
 WIDENED = "widened"  # bfloat16 weights times float32 activations: as "bf16" in memory, as "f32" in registers
 # of floating-point weights: bytes of two steps, a step being an input, or a pair of them for "bf16"
@@ -115,13 +115,13 @@ def sums_at(b: Builder, address: Value, count: int) -> list[Value]:
 
 def prefetch_ahead(b: Builder, at: Value, size: int, rows: int) -> None:
     """Memory would else be waited for: by themselves some processors fetch ahead too little, and never past a page."""
-    if ahead := fetching().one_row if rows == 1 else fetching().few_rows:
+    if ahead := tuning().one_row_ahead if rows == 1 else tuning().few_rows_ahead:
         prefetch_lines(b, b.add(at, const(ahead)), size)
 
 
 def prefetch_lines(b: Builder, at: Value, size: int) -> None:
     for line in range(0, size, VECTOR_BYTES):
-        emit.prefetch(b, b.add(at, const(line)), near=fetching().near)
+        emit.prefetch(b, b.add(at, const(line)), near=tuning().fetch_near)
 
 
 def store_rows(b: Builder, totals: list[Value], out: Value, stride: Value, count: Value) -> None:
