@@ -129,7 +129,6 @@ class Engine(Inside):
         checkpoint = open_checkpoint(path)
         try:
             self._memory_plan = predict_memory(checkpoint, self.config)
-            core = build_core(checkpoint, self.config)
             self.tokenizer = checkpoint.load_tokenizer()
             self.chat_template = ChatTemplate(checkpoint.chat_template(), self.tokenizer, checkpoint.name)
             self.model_name: str = checkpoint.name
@@ -137,6 +136,7 @@ class Engine(Inside):
             self.dialogue = Dialogue(
                 self.chat_template, self.tokenizer, self.config.tool_parser, self.config.reasoning_parser
             )
+            core = build_core(checkpoint, self.config)  # last: it takes longest, and all else may be wrong
             return core, frozenset(checkpoint.generation.eos_token_ids or self.tokenizer.eos_ids)
         finally:
             checkpoint.close()

@@ -20,7 +20,8 @@ _LOGITS_AT = layout.ARGUMENTS_AT + 1
 class SamplingCall:
     """The program of `sample`, of which a step changes addresses instead of building another.
 
-    Engines of one process may share it, so addresses go in and tokens come out under one lock.
+    Engines of one process may share it, so addresses go in and tokens come out under one lock. A parameter's memory may
+    change between steps, but not move.
     """
 
     def __init__(self, max_rows: int, vocabulary: int):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from vllm_nb.api import Engine
+from vllm_nb.config import EngineConfig
 from vllm_nb.errors import ModelLoadError
 from vllm_nb.text.parsing.choose import choose_family
 
@@ -38,3 +40,9 @@ def test_the_family_by_the_settings():
         choose_family("", False, {}, "x")
     with pytest.raises(ModelLoadError, match="reasoning_parser must be one of auto, none, think, mistral; not 'x'"):
         choose_family("", False, {}, "auto", "x")
+
+
+def test_an_unknown_name_is_refused_before_the_weights_are_loaded(smollm2_path, monkeypatch):
+    monkeypatch.setattr("vllm_nb.api.build_core", lambda *_: pytest.fail("the weights are being loaded"))
+    with pytest.raises(ModelLoadError, match="tool_parser must be one of auto"):
+        Engine(smollm2_path, EngineConfig(tool_parser="x"))

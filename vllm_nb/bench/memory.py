@@ -23,7 +23,7 @@ def run(model: str, settings: dict[str, Any], *, as_json: bool) -> int:
     taken = use.weights + use.kv + use.activations + device.runtime
     rows = {
         f"weights ({plan.dtype} where not quantised)": use.weights,
-        f"KV cache, {plan.num_blocks:,} blocks of {plan.block_size} tokens": use.kv,
+        f"KV cache, {plan.num_blocks:,} block{'s' * (plan.num_blocks != 1)} of {plan.block_size} tokens": use.kv,
         "activations (estimated)": use.activations,
         "Python, PyTorch and kernels": device.runtime,
         "others on this machine": device.others,

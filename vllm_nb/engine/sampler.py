@@ -53,8 +53,10 @@ class Sampler:
             _mask(logits, with_grammar, plan)
         uniform = rows.uniform if rows.greedy else self._kernels.uniforms(rows.seeds, lengths)
         tokens = self._kernels.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, uniform)
-        on_host = device.type == "cpu"
-        self._sequences.append(*(rows.host_row, host_lengths) if on_host else (rows.row, lengths), tokens)
+        if device.type == "cpu":
+            self._sequences.append(rows.host_row, host_lengths, tokens)
+        else:
+            self._sequences.append(rows.row, lengths, tokens)
         logprobs = None
         if raw is not None:
             params = [plan.seqs[i].params for i in asked]

@@ -47,7 +47,10 @@ class ModelRepo:
 
     @classmethod
     def parse(cls, text: str | PathLike[str]) -> "ModelRepo":
-        """What people type: "smollm2", "org/name", "org/name:file.gguf", "x.gguf", or a folder ("./dir", "/dir")."""
+        """What people type: "smollm2", "org/name", "org/name:file.gguf", "x.gguf", or a folder ("./dir", "/dir").
+        ModelLoadError for nothing at all, which as a path would be the current folder."""
+        if not str(text).strip():
+            raise ModelLoadError("no model is named: give smollm2, org/name, a .gguf file or a folder")
         path = Path(text).expanduser()
         text = str(text)
         if path.is_dir():

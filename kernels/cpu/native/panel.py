@@ -44,7 +44,7 @@ class Panels:
 
 def quantised(fmt: Format) -> Panels:
     factors = fmt.groups * (1 + fmt.has_min) + 1
-    in_registers = tuning().panel_rows < GROUP_ROWS
+    in_registers = tuning().panel_rows < GROUP_ROWS and emit.many_registers()
     # two groups have twice the dots at a time
     rows = tuning().panel_rows if in_registers else GROUP_ROWS // fmt.groups
 
