@@ -1,5 +1,7 @@
 """Every error a user can meet. Each message says what is wrong, where, and what to do next."""
 
+NO_MODEL = "no model is named: give smollm2, org/name, a .gguf file or a folder"
+
 
 class VllmNbError(Exception):
     """Base of the errors this package raises on purpose."""

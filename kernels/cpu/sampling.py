@@ -44,6 +44,7 @@ class SamplingCall:
         self._program = program  # owns the memory
         self._given: list[Tensor | None] = [None] * len(_KINDS)
         self._read: list[Tensor | None] = [None] * len(_KINDS)
+        self._sizes = [0] * len(_KINDS)
         self._code = program.assembled()
 
     def __call__(self, logits: Tensor, *parameters: Tensor) -> Tensor:
@@ -56,6 +57,8 @@ class SamplingCall:
             for place, given in enumerate(parameters):
                 if given is not self._given[place]:
                     self._take(place, given)
+            if rows > min(self._sizes):  # the kernel would read beyond their end
+                raise ValueError(f"sampling {rows} rows needs parameters for each, not {self._sizes}")
             self.team.run(self._code, rows, 1, rows)
             return torch.from_numpy(self._tokens[:rows].copy())
 
@@ -63,6 +66,7 @@ class SamplingCall:
         as_read = given.to(_KINDS[place]).contiguous()
         self._given[place] = given if as_read is given else None
         self._read[place] = as_read  # keeps it alive
+        self._sizes[place] = as_read.numel()
         self._code[0, _LOGITS_AT + 2 + place] = as_read.data_ptr()
 
 

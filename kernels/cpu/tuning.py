@@ -1,8 +1,8 @@
 """What suits a kind of processor, found by measuring (docs/cpu.md). Results are the same bits with any of it.
 
-How far ahead of its use memory is asked for, and into which cache: Intel's cores want it in the first. AMD's hold few
-requests of that kind, and then wait: they want it in the second, and nothing at all where memory is read in one long
-run, which they fetch by themselves.
+How far ahead of its use memory is asked for, and into which cache: Intel's cores want it in the first. AMD's are held
+up by that: they want it in the second, and nothing at all where one row of weights is read in one long run, which they
+fetch by themselves.
 """
 
 from dataclasses import dataclass

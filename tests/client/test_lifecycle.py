@@ -113,6 +113,8 @@ def test_wrong_settings_are_refused_before_anything_starts(runtime, tiny_model_p
         start(tiny_model_path, max_model_length=5)
     with pytest.raises(ValueError, match="block_size must be"):
         start(tiny_model_path, block_size=0)
+    with pytest.raises(ValueError, match="no model is named: give smollm2"):
+        start("")
     assert not list(runtime.glob("*.json"))
 
 

@@ -199,13 +199,13 @@ def test_an_iterator_takes_constant_memory(client):
     try:
         for i, answer in enumerate(answers):
             assert answer.value.startswith(f"{i} X")
-            if i % 20 == 0:
+            if i % 5 == 0:
                 gc.collect()  # in a large process it may be long until the collector comes by itself
             if i == 100:
                 tracemalloc.reset_peak()
                 early = tracemalloc.get_traced_memory()[0]
         assert i == 399
-        assert tracemalloc.get_traced_memory()[1] - early < 1_500_000  # of 8 MB that went through, both ways
+        assert tracemalloc.get_traced_memory()[1] - early < 2_500_000  # of 6 MB that went through, both ways
     finally:
         tracemalloc.stop()
         gc.unfreeze()
@@ -223,12 +223,12 @@ def test_an_iterator_tells_why_a_row_has_no_value(client):
 
 
 def test_an_iterator_that_is_left_asks_no_more(client, echo):
+    before = echo.answered
     answers = batch(iter([f"{i}" for i in range(5_000)]), engine=client, concurrency=4)
     assert next(answers).value == "0"
     answers.close()
-    asked = echo.answered
     assert batch(["last"], engine=client).values == ["LAST"]
-    assert echo.answered <= asked + 1 + 4  # what was on its way is counted when the server reads it
+    assert echo.answered - before < 50  # some were on their way
 
 
 def test_answers_in_a_file_outlive_the_process(client, echo, tmp_path):

@@ -59,9 +59,10 @@ def is_a_close_call(logits, values, token) -> bool:
             )
             if reference.sample(logits[None], *nearby).item() == token:
                 return True
-    # what is so unlikely that one of the two calls it impossible
+    # what is so unlikely that one of the two calls it impossible, and the other does not cut off
     probabilities = (logits.double() / temperature).softmax(0)
-    return uniform < 1e-5 and 0 < probabilities[: token + 1].sum().item() < 1e-5
+    kept = (top_k == 0 or (logits > logits[token]).sum() < top_k) and top_p == 1 and min_p == 0
+    return kept and uniform < 1e-5 and 0 < probabilities[: token + 1].sum().item() < 1e-5
 
 
 def test_rows_that_cannot_be_sampled_give_minus_one():
@@ -119,5 +120,7 @@ def test_parameters_of_any_layout_and_type():
     plain = arguments(4, torch.tensor([0.5, 1.0, 0.0, 2.0]), 40, 0.9, 0.01, torch.tensor([0.1, 0.9, 0.5, 0.3]))
     odd = [torch.stack([x, x], 1)[:, 0].to(torch.float64 if x.is_floating_point() else torch.int64) for x in plain]
     assert torch.equal(cpu.sample(logits, *odd), cpu.sample(logits, *plain))
+    with pytest.raises(ValueError, match=r"sampling 4 rows needs parameters for each, not \[4, 4, 3, 4, 4\]"):
+        cpu.sample(logits, *plain[:2], plain[2][:3].clone(), *plain[3:])
     spread = [torch.stack([x, x], 1)[:, 0] for x in plain]
     assert torch.equal(cpu.sample(logits, *spread), cpu.sample(logits, *plain))

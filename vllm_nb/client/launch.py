@@ -18,7 +18,7 @@ from vllm_nb.client.registry import Registry
 from vllm_nb.client.runtime_dir import cannot_be_written
 from vllm_nb.config import EngineConfig
 from vllm_nb.connection import Connection, ConnectionFileError, load, save
-from vllm_nb.errors import VllmNbError
+from vllm_nb.errors import NO_MODEL, VllmNbError
 
 _RELATIVE = re.compile(r"\.\.?/")
 BIND_TIMEOUT = 60.0  # seconds until a new process must have bound its port; a cold disk is slow
@@ -39,8 +39,10 @@ class EngineSpec:
 
     @classmethod
     def of(cls, model: str | os.PathLike[str], settings: dict[str, Any]) -> "EngineSpec":
-        """Raises ValueError for an unknown or wrong setting."""
+        """Raises ValueError for an unknown or wrong setting, and for no model at all."""
         text = os.fspath(model)
+        if not text.strip():
+            raise ValueError(NO_MODEL)
         path = Path(text).expanduser()
         if path.exists() or path.is_absolute() or _RELATIVE.match(text) or (path.suffix == ".gguf" and ":" not in text):
             text = str(path.absolute())  # the engine has another working directory

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from vllm_nb.errors import ModelLoadError
+from vllm_nb.errors import NO_MODEL, ModelLoadError
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILE = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*):(?P<file>.+\.gguf)")
@@ -50,7 +50,7 @@ class ModelRepo:
         """What people type: "smollm2", "org/name", "org/name:file.gguf", "x.gguf", or a folder ("./dir", "/dir").
         ModelLoadError for nothing at all, which as a path would be the current folder."""
         if not str(text).strip():
-            raise ModelLoadError("no model is named: give smollm2, org/name, a .gguf file or a folder")
+            raise ModelLoadError(NO_MODEL)
         path = Path(text).expanduser()
         text = str(text)
         if path.is_dir():
