@@ -31,12 +31,13 @@ lab: $(APP_READY) ## open that notebook in JupyterLab
 test: lint ## install, then run ruff, mypy and every test that needs no GPU
 	@$(BIN)/pytest
 
-lint: $(DEV_READY) ## ruff and mypy
+lint: $(DEV_READY) ## ruff, mypy and the rules of this repository that a test holds
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo 'Some files are not formatted: make format'; exit 1; }
 	@rm -rf build/typecheck && mkdir -p build/typecheck/vllm_nb
 	@ln -s "$(CURDIR)"/vllm_nb/* "$(CURDIR)/kernels" build/typecheck/vllm_nb/
 	@$(BIN)/mypy | sed -e 's,^build/typecheck/vllm_nb/kernels/,kernels/,' -e 's,^build/typecheck/,,'
+	@$(BIN)/pytest -q tests/packaging/test_repository.py tests/packaging/test_architecture.py
 
 format: $(DEV_READY) ## let ruff rewrite the sources
 	@$(BIN)/ruff check --fix --quiet . || true

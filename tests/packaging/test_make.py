@@ -106,7 +106,7 @@ def test_a_new_pin_installs_again(checkout):
 def test_parallel_make_runs_one_pip_at_a_time(checkout):
     """`lab` and `lint` want different packages in one environment."""
     log = with_pip(checkout, "mkdir .busy || exit 1; sleep 0.2; rmdir .busy")
-    for tool in ["jupyter-lab", "ruff", "mypy"]:
+    for tool in ["jupyter-lab", "ruff", "mypy", "pytest"]:
         program(checkout / ".venv" / "bin" / tool, "exit 0")
     (checkout / "vllm_nb").mkdir()
     done = make(checkout, "-j4", "lab", "lint")
