@@ -46,6 +46,23 @@ def test_a_row_is_the_same_bits_alone_and_among_others(kind, random_blocks):
         assert torch.equal(cpu.linear(x[first:last].clone(), weight), together[first:last])
 
 
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_K", "BF16"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_more_rows_than_an_item_of_work_has(kind, threads, random_blocks):
+    """The last item has any number of rows."""
+    raw = torch.randn(48, 96).bfloat16() if kind == "BF16" else random_blocks(kind, 48, 256)
+    weight = cpu.pack([raw], dtype=torch.bfloat16, device="cpu")
+    x = activations(777, weight.shape[1])
+    expected = torch.cat([cpu.linear(part.contiguous(), weight) for part in x.split(16)])
+    before = cpu.describe()["threads"]
+    cpu.set_threads(threads)
+    try:
+        for rows in (777, 512, 515, 257, 256, 129, 65):
+            assert torch.equal(cpu.linear(x[:rows], weight), expected[:rows]), rows
+    finally:
+        cpu.set_threads(before)
+
+
 @pytest.mark.parametrize("columns", [32, 100, 513])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-5), (torch.float16, 1e-5), (torch.float32, 1e-5)])
 def test_floating_point_weights(columns, dtype, tolerance):
