@@ -251,6 +251,14 @@ def test_answers_in_a_file_outlive_the_process(client, echo, tmp_path):
     assert echo.answered == before
 
 
+def test_where_nothing_is_left_to_ask_no_engine_is_started(client, tmp_path, monkeypatch):
+    monkeypatch.setattr("vllm_nb.notebook.batch.default_client", lambda: pytest.fail("an engine was started"))
+    assert batch([]).resume().values == []
+    path = tmp_path / "answers.jsonl"
+    batch(["a", "b"], engine=client, to=path)
+    assert batch(["a", "b"], to=path).values == ["A", "B"]
+
+
 def test_an_interrupt_keeps_what_is_done(client, echo):
     def interrupt(progress):
         if progress.done == 40:

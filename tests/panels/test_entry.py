@@ -1,11 +1,13 @@
 """What people call: a panel and a dashboard of a recording, a memory panel of a model alone."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 import vllm_nb
 from vllm_nb.errors import ModelLoadError, RequestError, VllmNbError
+from vllm_nb.inspection.history import History
 from vllm_nb.notebook.panels import PANELS
 
 
@@ -27,6 +29,18 @@ def test_the_schedule_is_saved_as_a_trace(timeline, tmp_path) -> None:
     text = timeline.panel("schedule").save(tmp_path / "trace.json").read_text()
     assert text == timeline.to_chrome_trace(tmp_path / "other.json").read_text()
     assert '"name": "step 1"' in text
+
+
+def test_the_numbers_of_lanes_line_up(timeline, monkeypatch) -> None:
+    between = History.lanes_between
+
+    def later(self, *steps):
+        return [replace(lane, sequence=lane.sequence + 4) for lane in between(self, *steps)]
+
+    monkeypatch.setattr(History, "lanes_between", later)
+    names = [lane["name"] for lane in timeline.panel("schedule").now()["lanes"]]
+    assert {int(name.split("  ")[0].strip()) for name in names} > {9, 10}
+    assert {name.index("  ") for name in names} == {2}
 
 
 def test_a_models_memory_without_an_engine(tiny_model_path, tmp_path) -> None:

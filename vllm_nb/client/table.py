@@ -201,6 +201,8 @@ class Results:
         """Go on with the rows that are missing or failed, on the same engine or another. options: as `run` takes."""
         if client is not None:
             return self.run(client, **options)
+        if self.complete:
+            return self
         if self._again is None:
             raise RequestError("these results were never run: give resume() an engine's client")
         self._again()

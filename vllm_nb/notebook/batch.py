@@ -58,6 +58,8 @@ def batch(
         client = engine or default_client()
         return _answers(client, data, question, concurrency, progress, journal)
     results = Results(Rows(data), question, into=into, journal=journal)
+    if results.complete:
+        return results  # no engine is started for nothing
     with watching(progress) as watch:
         return results.run(engine or default_client(), concurrency=concurrency, watch=watch)
 

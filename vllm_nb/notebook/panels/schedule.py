@@ -66,6 +66,8 @@ def schedule(history: History, step: int, columns: int = COLUMNS) -> dict[str, A
     known = history.columns
     numbers = history.steps[first:last].tolist()
     lanes = history.lanes_between(numbers[0], numbers[-1]) if numbers else []
+    shown = lanes[-MOST_LANES:]
+    digits = max((len(str(lane.sequence)) for lane in shown), default=0)
     return {
         "columns": columns,
         "steps": numbers,
@@ -73,19 +75,20 @@ def schedule(history: History, step: int, columns: int = COLUMNS) -> dict[str, A
         "decode": [int(n) for n in known["decode"][first:last]],
         "budget": [int(n) for n in known["budget"][first:last]],
         "phases": {name: [round(s * 1e3, 3) for s in known[name][first:last]] for name in PHASES},
-        "lanes": [_lane(lane, numbers[0], numbers[-1]) for lane in lanes[-MOST_LANES:]],
-        "hidden": max(0, len(lanes) - MOST_LANES),
+        "lanes": [_lane(lane, digits, numbers[0], numbers[-1]) for lane in shown],
+        "hidden": len(lanes) - len(shown),
     }
 
 
-def _lane(lane: Lane, first: int, last: int) -> dict[str, Any]:
+def _lane(lane: Lane, digits: int, first: int, last: int) -> dict[str, Any]:
     name = cut(lane.request_id.removeprefix("req-"), 8) + (f" #{lane.choice}" if lane.choice else "")
     spans = [
         [span.kind, max(span.first, first), min(span.last, last), span.tokens, span.note]
         for span in lane.spans
         if span.first <= last and span.last >= first
     ]
-    return {"name": f"{lane.sequence}  {name}", "prompt": lane.prompt_len, "spans": spans}
+    number = str(lane.sequence).rjust(digits, "\N{NO-BREAK SPACE}")  # in a file, pictures lose other spaces
+    return {"name": f"{number}  {name}", "prompt": lane.prompt_len, "spans": spans}
 
 
 def draw(state: dict[str, Any]) -> Svg:
