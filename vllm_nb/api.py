@@ -191,18 +191,27 @@ class Engine(Inside):
     ) -> AsyncEngineStream:
         """As `generate_stream`, for asyncio; the request is queued when this returns. Templates and tokenising run in a
         worker thread."""
+        (stream,) = await self.agenerate_streams(params, [messages], **options)
+        return stream
+
+    async def agenerate_streams(
+        self, params: SamplingParams | None, conversations: Seq[Conversation], **options: Any
+    ) -> list[AsyncEngineStream]:
+        """A stream for each conversation, queued together: all or none."""
         chat = chat_options(options)
-        request = await asyncio.to_thread(self._maker.make, params, messages, chat)
-        await request.ready()
+        requests = [await asyncio.to_thread(self._maker.make, params, asked, chat) for asked in conversations]
+        for request in requests:
+            await request.ready()
         event_loop = asyncio.get_running_loop()
         channel = self._channels.setdefault(event_loop, AsyncChannel(event_loop))
-        stream = AsyncEngineStream(self._loop, self._response(request), channel)
+        streams = [AsyncEngineStream(self._loop, self._response(request), channel) for request in requests]
         try:
-            self._loop.submit(request.sequences, channel)
+            self._loop.submit([seq for request in requests for seq in request.sequences], channel)
         except BaseException:
-            channel.close(stream.request_id)
+            for stream in streams:
+                channel.close(stream.request_id)
             raise
-        return stream
+        return streams
 
     def embed(
         self, inputs: Prompt | str | Seq[Prompt | str], *, pooling: Pooling = "mean", dimensions: int | None = None

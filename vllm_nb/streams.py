@@ -11,7 +11,7 @@ from typing import Self
 
 from vllm_nb.engine.loop import EngineLoop
 from vllm_nb.engine.scheduler import TokenOutput
-from vllm_nb.errors import EngineDeadError
+from vllm_nb.errors import EngineDeadError, QueueFullError
 from vllm_nb.outputs import GenerationOutput, StreamItem
 from vllm_nb.response import Response
 
@@ -172,7 +172,7 @@ class Collector:
             for start in starts:
                 while len(self._open) >= self._window:
                     self._receive()
-                response = start(self)
+                response = self._start(start)
                 responses.append(response)
                 self._open[response.request_id] = response
             while self._open:
@@ -182,6 +182,16 @@ class Collector:
                 response.cancel()
             raise
         return responses
+
+    def _start(self, start: Callable[["Collector"], Response]) -> Response:
+        """Where there is no room while some run, it comes as they end."""
+        while True:
+            try:
+                return start(self)
+            except QueueFullError:
+                if not self._open:
+                    raise
+            self._receive()
 
     def _receive(self) -> None:
         by_request: defaultdict[str, list[TokenOutput]] = defaultdict(list)

@@ -1,9 +1,12 @@
 """The event log: events go to subscribers, and into a ring while anybody reads it. With neither, none is built."""
 
+import logging
 import time
 from collections.abc import Callable
 
 from vllm_nb.events import Event
+
+log = logging.getLogger(__name__)
 
 CAPACITY = 2**16  # events the ring holds: minutes of a busy engine, tens of megabytes at most
 LINGER = 30.0  # seconds without a reader after which the ring is given up; a reader may reconnect within
@@ -45,15 +48,15 @@ class EventLog:
         self._subscribers: tuple[Callable[[Event], None], ...] = ()
 
     def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `subscriber` with each event; it must be quick and must not raise. Returns the way to end it."""
+        """Call `subscriber` with each event; it must be quick. One that raises is told no more. Returns the way to end
+        it."""
         self._subscribers += (subscriber,)
         self.enabled = True
+        return lambda: self._drop(subscriber)
 
-        def unsubscribe() -> None:
-            self._subscribers = tuple(s for s in self._subscribers if s is not subscriber)
-            self.enabled = bool(self._subscribers or self.ring)
-
-        return unsubscribe
+    def _drop(self, subscriber: Callable[[Event], None]) -> None:
+        self._subscribers = tuple(s for s in self._subscribers if s is not subscriber)
+        self.enabled = bool(self._subscribers or self.ring)
 
     def listen(self) -> Ring:
         """The ring, begun now if nobody has been reading. Its events follow on the engine's present state."""
@@ -74,4 +77,8 @@ class EventLog:
         if self.ring is not None:
             self.ring.append(event)
         for subscriber in self._subscribers:
-            subscriber(event)
+            try:
+                subscriber(event)
+            except Exception:  # its mistake: requests go on
+                log.exception("a subscriber of events has failed, and is told no more: %r", subscriber)
+                self._drop(subscriber)

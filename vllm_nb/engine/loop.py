@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vllm_nb.engine.engine import EngineCore
@@ -35,6 +36,14 @@ class Channel(Protocol):
     def put(self, outputs: list[TokenOutput] | None) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Command:
+    """What is done between two steps; or, once there are no more steps, how whoever wanted it is told."""
+
+    run: Callable[[], None]
+    refuse: Callable[[], None] = lambda: None
+
+
 class EngineLoop:
     """Owns `core` from its start to its end. Public methods may be called from any thread."""
 
@@ -44,7 +53,7 @@ class EngineLoop:
         self._events = core.events
         self._max_queued = max_queued_requests
         self._max_queued_tokens = max_queued_tokens
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._channels: dict[Sequence, Channel] = {}
         self._pending: list[Sequence] = []  # submitted and not yet in the scheduler
         self._lock = threading.Lock()
@@ -56,21 +65,24 @@ class EngineLoop:
     # From any thread
 
     def submit(self, sequences: list[Sequence], channel: Channel) -> None:
-        """Queue the sequences of one request. Raises QueueFullError or EngineDeadError."""
+        """Queue sequences of one request, or of several that come together: all or none. Raises QueueFullError or
+        EngineDeadError."""
         with self._lock:
             self.raise_if_dead()
             self._check_room(sequences)
             self._pending += sequences
-            self._commands.put(lambda: self._add(sequences, channel))
+            self._commands.put(_Command(lambda: self._add(sequences, channel), lambda: channel.put(None)))
 
     def _check_room(self, sequences: list[Sequence]) -> None:
-        """A prompt that finds nobody waiting is taken, however long it is."""
+        """Who finds nobody waiting is taken, however much it is: waiting for room would not help."""
         waiting = [*self._core.scheduler.waiting, *self._pending]
+        if not waiting:
+            return
         if len(waiting) + len(sequences) > self._max_queued:
             raise QueueFullError(
                 f"{len(waiting)} requests are waiting, the limit is {self._max_queued}; try again later"
             )
-        if waiting and self._max_queued_tokens is not None:
+        if self._max_queued_tokens is not None:
             tokens = _prompt_tokens(waiting)
             if tokens + _prompt_tokens(sequences) > self._max_queued_tokens:
                 raise QueueFullError(
@@ -80,7 +92,7 @@ class EngineLoop:
 
     def abort(self, request_id: str, index: int | None = None, reason: str = "abort") -> None:
         """End a request, or one of its sequences, before the next step. Unknown ids are ignored."""
-        self._commands.put(lambda: self._deliver(self._core.scheduler.finish(request_id, index, reason)))
+        self._commands.put(_Command(lambda: self._deliver(self._core.scheduler.finish(request_id, index, reason))))
 
     def call(self, function: Callable[[EngineCore], Any]) -> Any:
         """The result of `function(core)`, run on the engine thread between two steps. Raises what it raises."""
@@ -94,7 +106,7 @@ class EngineLoop:
 
         with self._lock:
             self.raise_if_dead()
-            self._commands.put(run)
+            self._commands.put(_Command(run, lambda: future.set_exception(self._death())))
         return future.result()
 
     def snapshot(self) -> Snapshot:
@@ -135,15 +147,18 @@ class EngineLoop:
         """Stop after the current step; requests that still run end with "abort". Safe to call twice."""
         with self._lock:
             self._stopping = True
-            self._commands.put(lambda: None)
+            self._commands.put(_Command(lambda: None))
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def raise_if_dead(self) -> None:
+        if self.failure is not None or self._stopping:
+            raise self._death() from self.failure
+
+    def _death(self) -> EngineDeadError:
         if self.failure is not None:
-            raise EngineDeadError(f"the engine has failed: {self.failure!r}; build a new one") from self.failure
-        if self._stopping:
-            raise EngineDeadError("the engine is closed; build a new one")
+            return EngineDeadError(f"the engine has failed: {self.failure!r}; build a new one")
+        return EngineDeadError("the engine is closed; build a new one")
 
     # On the engine thread
 
@@ -157,21 +172,24 @@ class EngineLoop:
                         self._deliver(self._core.settle())
                     self._gate.passed()
                 self._gate.settle(self._core.has_work)
+            for seq in [*self._core.scheduler.running, *self._core.scheduler.waiting]:
+                self._deliver(self._core.scheduler.finish(seq.request_id, seq.index, "abort"))
         except BaseException as error:  # a bug of ours: nobody may wait for ever
             log.exception("the engine thread has failed")
             self.failure = error
-        self._end()
+        finally:
+            self._end()
 
     def _take_commands(self) -> None:
         """All commands that wait; with nothing to do, the next one, however long it takes to come."""
         if not self._may_step():
             try:
-                self._commands.get(timeout=IDLE_SECONDS)()
+                self._commands.get(timeout=IDLE_SECONDS).run()
             except queue.Empty:
                 self._core.scheduler.check_integrity()
-                self._commands.get()()
+                self._commands.get().run()
         while not self._commands.empty():
-            self._commands.get()()
+            self._commands.get().run()
 
     def _may_step(self) -> bool:
         return self._core.has_work and self._gate.is_open
@@ -202,14 +220,11 @@ class EngineLoop:
             channel.put(items)
 
     def _end(self) -> None:
-        """Answer everybody who waits: running requests, queued commands, callers."""
+        """Tell everybody who waits: requests, queued commands, callers. `core` may be broken and is not used."""
         with self._lock:
             self._stopping = True
-        if self.failure is None:
-            for seq in [*self._core.scheduler.running, *self._core.scheduler.waiting]:
-                self._deliver(self._core.scheduler.finish(seq.request_id, seq.index, "abort"))
         while not self._commands.empty():
-            self._commands.get()()
+            self._commands.get().refuse()
         self._gate.settle(has_work=False)
         for channel in set(self._channels.values()):
             channel.put(None)
