@@ -32,7 +32,7 @@ class EngineConfig:
     max_queued_requests: int = 1024  # that wait; more are refused
     max_queued_tokens: int | None = None  # of their prompts; None: no limit
     overlap: bool | None = None  # launch a step while the last one's tokens are dealt with; None: on a GPU
-    threads: int | None = None  # CPU threads; None: physical cores
+    threads: int | None = None  # CPU threads, of all engines in the process from here on; None: physical cores
     tool_parser: str = "auto"  # how tool calls are written: a family's name, "none", or as template and tokens show
     reasoning_parser: str = "auto"  # the same for reasoning
 
@@ -44,9 +44,16 @@ class EngineConfig:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not low <= value <= high or (isinstance(low, int) and value != int(value)):
+            kinds = int if isinstance(low, int) else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
                 raise ValueError(f"{name} must be {_kind(low)} from {low:,} to {high:,}, not {value!r}")
+        for name in ("prefix_cache", "overlap"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name not in _OPTIONAL):
+                raise ValueError(f"{name} must be True or False, not {value!r}")
+        for name in ("tool_parser", "reasoning_parser"):  # the model's dialogue knows which there are
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a parser's name, not {getattr(self, name)!r}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vllm_nb.kernels.cpu import isa as isas
 from vllm_nb.kernels.cpu.isa import Isa
 from vllm_nb.kernels.cpu.library import Library, Progress
-from vllm_nb.kernels.cpu.threads import Team
+from vllm_nb.kernels.cpu.threads import Team, default_threads
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def select(variant: str | None) -> None:
             _state = _make(chosen)
 
 
-def set_threads(threads: int) -> None:
-    """Threads from the next step on; by default one per physical core. ValueError below 1."""
-    state().team.resize(threads)
+def set_threads(threads: int | None) -> None:
+    """Threads from the next step on, of all that runs in this process; None: one per physical core, which is where it
+    begins. ValueError below 1."""
+    state().team.resize(default_threads() if threads is None else threads)
 
 
 def describe() -> dict[str, str | int | list[str]]:

@@ -16,12 +16,17 @@ from vllm_nb.kernels.cpu.library import Library
 _SCRATCH_START = 1 << 20
 
 
+def default_threads() -> int:
+    """As many as there are physical cores, and no more than PyTorch was given."""
+    return min(psutil.cpu_count(logical=False) or 1, torch.get_num_threads())
+
+
 class Team:
     """The threads, the memory they share, and the lock that lets in one caller at a time."""
 
     def __init__(self, library: Library):
         self.library = library
-        self.size = min(psutil.cpu_count(logical=False) or 1, torch.get_num_threads())
+        self.size = default_threads()
         self._lock = threading.Lock()
         self._openmp = _find_openmp()
         if self._openmp is None:

@@ -321,6 +321,11 @@ def test_what_is_not_built_says_so(build, message):
     ("settings", "message"),
     [
         ({"max_num_seqs": 0}, r"max_num_seqs must be a whole number from 1 to 4,096, not 0"),
+        ({"max_num_seqs": 64.0}, r"max_num_seqs must be a whole number from 1 to 4,096, not 64.0"),
+        ({"prefix_cache": "false"}, "prefix_cache must be True or False, not 'false'"),
+        ({"prefix_cache": None}, "prefix_cache must be True or False, not None"),
+        ({"overlap": "no"}, "overlap must be True or False, not 'no'"),
+        ({"tool_parser": 3}, "tool_parser must be a parser's name, not 3"),
         ({"kv_fraction": 2}, r"kv_fraction must be a number from 0.01 to 0.95, not 2"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32"),
         ({"max_num_seqs": 64, "max_num_batched_tokens": 8}, "must be at least max_num_seqs"),
@@ -338,6 +343,7 @@ def test_bad_settings_name_field_value_and_range(settings, message):
     [
         ({"max_model_len": 10**6}, r"max_model_len 1,000,000 is more than the 8,192 tokens this model was made for"),
         ({"max_model_len": 64, "num_kv_blocks": 2}, r"max_model_len 64 does not fit the KV cache of 32 tokens"),
+        ({"backend": "cpu", "dtype": "float16"}, "backend 'cpu' does not compute in float16: take dtype auto, float32"),
         ({"device": "cuda"}, "device 'cuda' is not available here: .*; install .*; or use one that is: cpu"),
         (
             {"device": "mps"},

@@ -16,6 +16,7 @@ from vllm_nb.errors import ModelLoadError
 
 log = logging.getLogger(__name__)
 
+_CPU_DTYPES = ("auto", "float32", "bfloat16")
 _LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores
 
 
@@ -37,10 +38,13 @@ def place(config: EngineConfig) -> Placement:
     name = _backend(config, device)
     kernels = importlib.import_module(f"vllm_nb.kernels.{name}")
     if name == "cpu":  # computes in float32, whatever weights and cache are held in
-        _prepare_cpu(kernels, config.threads)
+        _prepare_cpu(kernels)
+        kernels.set_threads(config.threads)
         held = torch.float32 if config.dtype == "float32" else torch.bfloat16
         kv_dtype = torch.int8 if config.dtype == "auto" else held
         return Placement(device, kernels, torch.float32, held, kv_dtype, overlap=False)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     plain = "float32" if device.type == "cpu" else "bfloat16"
     dtype = getattr(torch, plain if config.dtype == "auto" else config.dtype)
     overlap = device.type == "cuda" if config.overlap is None else config.overlap
@@ -61,14 +65,24 @@ def _named_backend(config: EngineConfig, device: torch.device) -> str:
     name = config.backend
     if name == "cpu" and device.type != "cpu":
         raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
+    if name == "cpu" and config.dtype not in _CPU_DTYPES:
+        raise ModelLoadError(
+            f"backend 'cpu' does not compute in {config.dtype}: take dtype {', '.join(_CPU_DTYPES)}, or backend "
+            "reference"
+        )
     if name == "triton":
         obstacle = obstacle_to_triton(device, config.dtype)
         if obstacle:
             raise ModelLoadError(f"backend 'triton' cannot be used: {obstacle}, or leave the backend on auto")
     if name != "auto":
         return name
-    if device.type == "cpu" and config.dtype in ("auto", "float32", "bfloat16"):
-        return "cpu"
+    if device.type == "cpu":
+        if config.dtype in _CPU_DTYPES:
+            return "cpu"
+        log.warning(
+            "running on plain PyTorch kernels, which are slow: the fast ones do not compute in %s; take dtype %s",
+            config.dtype, ", ".join(_CPU_DTYPES),
+        )  # fmt: skip
     if device.type == "cuda":
         obstacle = obstacle_to_triton(device, config.dtype)
         if not obstacle:
@@ -113,8 +127,8 @@ def _obstacle_to_compiling() -> str:
     return ""
 
 
-def _prepare_cpu(kernels: ModuleType, threads: int | None) -> None:
-    """Compile the CPU kernels on first use, and choose the number of threads."""
+def _prepare_cpu(kernels: ModuleType) -> None:
+    """Compile the CPU kernels on first use."""
     with ExitStack() as stack:
         advance: Callable[[float], None] | None = None
         ready = 0
@@ -127,8 +141,6 @@ def _prepare_cpu(kernels: ModuleType, threads: int | None) -> None:
             ready = done
 
         kernels.prepare(show)
-    if threads is not None:
-        kernels.set_threads(threads)
 
 
 def _device(name: str) -> torch.device:
