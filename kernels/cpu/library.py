@@ -137,8 +137,8 @@ def _compile(isa: Isa, folder: Path, names: Sequence[str], progress: Progress | 
 def _follow_compiler(
     isa: Isa, folder: Path, names: Sequence[str], report: Callable[[int], None], failures: list[str]
 ) -> None:
-    """Run one compiler process; it prints a line for each kernel done."""
-    command = [sys.executable, "-m", f"{__package__}.native.build", isa.name, str(folder), *names]
+    """Run one compiler process; it prints a line for each kernel done. -P: the user's files are no modules of it."""
+    command = [sys.executable, "-P", "-m", f"{__package__}.native.build", isa.name, str(folder), *names]
     with tempfile.TemporaryFile("w+") as errors:
         try:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -74,11 +74,6 @@ class Counters:
     prompt_tokens: int = 0  # of admitted requests
     cached_tokens: int = 0  # of those, found in the prefix cache
 
-    @property
-    def hit_rate(self) -> float:
-        """Share of prompt tokens that came from the prefix cache, 0 to 1."""
-        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
-
 
 class EngineView:
     """The state after the events before number `offset`. Not thread-safe.

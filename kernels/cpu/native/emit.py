@@ -146,12 +146,6 @@ def load_halves(b: Builder, address: Value) -> Value:
     return b.fpext(load(b, address, HALVES), FLOATS)
 
 
-def load_bfloats(b: Builder, address: Value) -> Value:
-    """16 bfloat16 values as float32."""
-    wide = b.zext(load(b, address, SHORTS), INTS)
-    return b.bitcast(b.shl(wide, int_vector(16)), FLOATS)
-
-
 def pick(b: Builder, vector: Value, start: int, step: int, count: int) -> Value:
     """`count` lanes of a vector: start, start + step, ..."""
     lanes = ir.Constant(ir.VectorType(i32, count), [start + step * n for n in range(count)])

@@ -223,11 +223,6 @@ def bits_to_float(b: Builder, bits: Value) -> Value:
     return b.bitcast(b.trunc(bits, emit.i32), emit.f32)
 
 
-@op(i64, f32)
-def float_to_bits(b: Builder, x: Value) -> Value:
-    return b.zext(b.bitcast(x, emit.i32), emit.i64)
-
-
 @op(void, i64)
 def prefetch_far(b: Builder, address: Value) -> None:
     """Into the second cache only."""
@@ -322,12 +317,6 @@ def as_ints(b: Builder, x: Value) -> Value:
 @op(I, I, i64)
 def shift_left(b: Builder, x: Value, bits: Value) -> Value:
     return b.shl(x, emit.splat(b, b.trunc(bits, emit.i32)))
-
-
-@op(I, I, i64)
-def shift_right(b: Builder, x: Value, bits: Value) -> Value:
-    """Keeps the sign."""
-    return b.ashr(x, emit.splat(b, b.trunc(bits, emit.i32)))
 
 
 @op(F, F, F, F, F)
