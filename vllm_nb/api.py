@@ -51,6 +51,8 @@ class EngineBuilder:
 
     def with_config(self, config: EngineConfig | None = None, **settings: Any) -> Self:
         """Replace the whole configuration, or single fields of it by name (see EngineConfig)."""
+        if not isinstance(config, EngineConfig | None):
+            raise TypeError(f"with_config takes an EngineConfig, or fields of one by name, not {config!r:.80}")
         self._config = config or self._config
         if settings:
             self._config = EngineConfig.from_dict(self._config.to_dict() | settings)

@@ -13,7 +13,7 @@ MAX_TOOL_DESCRIPTION = 64 * 1024
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 TEMPLATE_KWARGS = ("enable_thinking", "thinking", "reasoning_effort", "documents", "tools_in_user_message")
 
-_NO_PARAMETERS = {"type": "object", "properties": {}}
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,10 @@ class RequestError(VllmNbError, ValueError):
     """One request cannot be served as asked (empty messages, prompt too long); others are not affected. HTTP 400."""
 
 
+class ContextLengthError(RequestError):
+    """A prompt is longer than the engine's context."""
+
+
 class QueueFullError(VllmNbError):
     """The engine holds as many waiting requests as it may; try again after `retry_after` seconds. HTTP 503."""
 

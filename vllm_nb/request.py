@@ -16,7 +16,7 @@ import numpy as np
 from vllm_nb.chat_options import ChatOptions
 from vllm_nb.engine.grammar import Grammar
 from vllm_nb.engine.sequence import Sequence
-from vllm_nb.errors import RequestError
+from vllm_nb.errors import ContextLengthError, RequestError
 from vllm_nb.messages import ChatMessage, as_messages
 from vllm_nb.sampling import SamplingParams
 from vllm_nb.text.constraints import MAX_SECONDS, Grammars
@@ -168,7 +168,7 @@ class RequestMaker:
         if not prompt:
             raise RequestError("the prompt is empty: give at least one token")
         if len(prompt) > longest:
-            raise RequestError(
+            raise ContextLengthError(
                 f"the prompt has {len(prompt):,} tokens and this engine takes at most {longest:,} and one to answer; "
                 f"{self._too_long}"
             )

@@ -77,10 +77,10 @@ class StructuredOutputs:
 class SamplingParams:
     """Sampling of one request. `None` means: as the model's generation_config says, else the neutral value.
 
-    temperature: 0 is greedy. top_k: 0 keeps all. top_p, min_p: nucleus and relative cut-off, after temperature.
+    temperature: 0 is greedy. top_k: 0 or -1 keeps all. top_p, min_p: nucleus and relative cut-off, after temperature.
     repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt and output
     (Keskar et al. 2019). frequency_penalty, presence_penalty: subtracted per occurrence / once, output only (OpenAI).
-    seed: the same seed gives the same text whatever else runs; None draws one. logit_bias: token id -> addend.
+    seed: the same seed gives the same text whatever else runs; None or -1 draws one. logit_bias: token id -> addend.
     stop: texts that end the output, not returned. stop_token_ids: ids that end it, not returned as text.
     max_tokens: None means up to the context's end. min_tokens: no stop before that many. ignore_eos: run to max_tokens.
     logprobs: alternatives per output token, 0 gives the chosen one alone. prompt_logprobs: the same over the prompt.
@@ -118,6 +118,9 @@ class SamplingParams:
                 _check_number(name, value, low, high, whole)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens must be at most max_tokens ({self.max_tokens}), not {self.min_tokens}")
+        for name, means in (("top_k", 0), ("seed", None)):
+            if getattr(self, name) == -1:
+                object.__setattr__(self, name, means)
         object.__setattr__(self, "stop", _checked_stop(self.stop))
         object.__setattr__(self, "stop_token_ids", _checked_token_ids(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
@@ -141,7 +144,7 @@ NEUTRAL_DEFAULTS: dict[str, Any] = dict(_MODEL_DEFAULTS)
 _WHOLE = 2**31 - 1
 BOUNDS = (
     ("temperature", 0, 100, False),
-    ("top_k", 0, _WHOLE, True),
+    ("top_k", -1, _WHOLE, True),
     ("top_p", 1e-6, 1, False),
     ("min_p", 0, 1, False),
     ("repetition_penalty", 0.01, 100, False),

@@ -343,6 +343,7 @@ def test_bad_settings_name_field_value_and_range(settings, message):
     [
         ({"max_model_len": 10**6}, r"max_model_len 1,000,000 is more than the 8,192 tokens this model was made for"),
         ({"max_model_len": 64, "num_kv_blocks": 2}, r"max_model_len 64 does not fit the KV cache of 32 tokens"),
+        ({"device": "cpu", "block_size": 7}, "block_size must be a multiple of 16 on a CPU, not 7"),
         ({"backend": "cpu", "dtype": "float16"}, "backend 'cpu' does not compute in float16: take dtype auto, float32"),
         ({"device": "cuda"}, "device 'cuda' is not available here: .*; install .*; or use one that is: cpu"),
         (

@@ -93,7 +93,7 @@ def test_temperature_one_draws_from_the_model(make_core, new_sequence, tiny_mode
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0}, r"top_p must be a number from 1e-06 to 1, not 0"),
         ({"top_p": 1.5}, "top_p"),
-        ({"top_k": -1}, r"top_k must be a whole number of at least 0, not -1"),
+        ({"top_k": -2}, r"top_k must be a whole number of at least -1, not -2"),
         ({"top_k": 2.5}, "top_k must be a whole number"),
         ({"min_p": 2}, "min_p must be a number from 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
@@ -121,6 +121,11 @@ def test_temperature_one_draws_from_the_model(make_core, new_sequence, tiny_mode
 def test_bad_values_name_field_value_and_range(changes, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**changes)
+
+
+def test_minus_one_means_none_as_elsewhere():
+    assert SamplingParams(top_k=-1, seed=-1) == SamplingParams(top_k=0, seed=None)
+    assert SamplingParams(top_k=-1).with_defaults(params(top_k=40)).top_k == 0
 
 
 def test_model_defaults_fill_only_what_is_unset():

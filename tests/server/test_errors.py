@@ -40,7 +40,7 @@ BAD_CHATS = [
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs: true"),
     ({"stop": [""]}, "stop", "stop must hold texts of 1 to"),
     ({"stop": ["x"] * 10_000}, "stop", "stop must hold at most 16"),
-    ({"stop": 3}, "stop", "stop: "),
+    ({"stop": 3}, "stop", "stop: Input should be a valid string, or a valid list"),
     ({"logit_bias": {"5": 1000}}, "logit_bias", "logit_bias[5] must be"),
     ({"logit_bias": {"99999": 1}}, None, "outside the vocabulary"),
     ({"stop_token_ids": [99999]}, None, "outside the vocabulary"),
@@ -53,7 +53,7 @@ BAD_CHATS = [
     ({"messages": [{"role": "wizard", "content": "x"}]}, None, "unknown role 'wizard'"),
     ({"messages": [{"role": "user"}]}, None, "lacks content"),
     ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, None, "unknown message part"),
-    ({"messages": [{"role": "user", "content": "x" * 70_000}]}, None, "this engine takes at most"),
+    ({"messages": [{"role": "user", "content": "x" * 70_000}]}, "messages", "this engine takes at most"),
     ({"stream_options": 5}, "stream_options", "stream_options: "),
     ({"tools": [{"type": "function"}]}, "tools", 'tools must be {"type": "function", "function"'),
     ({"tool_choice": "required"}, "tool_choice", "tool_choice must not be 'required' without tools"),
@@ -61,6 +61,10 @@ BAD_CHATS = [
     ({"tools": TOOLS, "parallel_tool_calls": "yes"}, "parallel_tool_calls", "should be a valid boolean"),
     ({"functions": [{"name": "f"}]}, "functions", "functions is not served: give tools instead"),
     ({"function_call": "auto"}, "function_call", "function_call is not served: give tool_choice instead"),
+    ({"continue_final_message": True}, "continue_final_message", "continue_final_message is not served: an answer"),
+    ({"add_generation_prompt": False}, "add_generation_prompt", "is not served: the assistant's turn is always begun"),
+    ({"bad_words": ["x"]}, "bad_words", "bad_words is not served: give logit_bias instead"),
+    ({"guided_choice": ["a", "b"]}, "guided_choice", "guided_choice is not served: give structured_outputs instead"),
     ({"modalities": ["audio"]}, "modalities", "modalities must be ['text']"),
     ({"reasoning_effort": "huge"}, "reasoning_effort", "reasoning_effort must be one of none,"),
     ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "chat_template_kwargs must be out of"),
@@ -93,11 +97,29 @@ def test_a_bad_chat_is_a_400_that_names_the_field(tiny, change, param, message, 
     assert error["code"]
 
 
+def test_a_program_can_tell_that_a_prompt_is_too_long(tiny):
+    error = post(tiny, {"messages": [{"role": "user", "content": "x" * 70_000}]}).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+
+
+def test_what_changes_nothing_may_be_said(tiny):
+    """Clients send the defaults of servers that they know."""
+    harmless = {
+        "continue_final_message": False,
+        "add_generation_prompt": True,
+        "bad_words": [],
+        "use_beam_search": False,
+    }
+    assert post(tiny, {"messages": HELLO, "max_tokens": 2, "store": True} | harmless).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"prompt": []}, "prompt must hold 1 to 256 prompts, not 0"),
-        ({"prompt": ["x"] * 257}, "prompt"),
+        ({"prompt": ["x"] * 257}, "prompt must hold 1 to 256 prompts, not 257"),
+        ({"prompt": "x" * 70_000}, "this engine takes at most"),
+        ({"prompt": "x", "allowed_token_ids": [5]}, "allowed_token_ids is not served: give structured_outputs"),
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": [1, "a"]}, "prompt: "),
         ({"prompt": [-1]}, "outside the vocabulary"),

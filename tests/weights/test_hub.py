@@ -97,6 +97,7 @@ def shelf(tmp_path: Path) -> Path:
         (lambda shelf: ModelRepo.model_path(shelf / "Qwen3-0.6B"), r"has no weights: neither model\.safetensors nor"),
         (lambda shelf: ModelRepo.model_file(shelf / "SmolLM2-Q4_1.gguf", shelf / "gemma-3.gguf"), "not the parts of"),
         (lambda _: ModelRepo.parse(" "), "no model is named: give smollm2, org/name"),
+        (lambda shelf: ModelRepo.model_id(str(shelf)), r"is a path: give a file as ModelRepo.model_file\(\.\.\.\), a"),
         (lambda _: ModelRepo.parse("smolm2"), r"no model 'smolm2'\. Did you mean 'smollm2'.* 'org/name:"),
         (lambda _: ModelRepo.model_id("a/b/c"), r"no model 'a/b/c'\. A model is one of smollm2, gemma3-270m"),
     ],

@@ -17,6 +17,7 @@ from vllm_nb.errors import ModelLoadError
 log = logging.getLogger(__name__)
 
 _CPU_DTYPES = ("auto", "float32", "bfloat16")
+_CPU_BLOCK = 16  # keys that its attention takes together
 _LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores
 
 
@@ -53,23 +54,31 @@ def place(config: EngineConfig) -> Placement:
 
 def _backend(config: EngineConfig, device: torch.device) -> str:
     name = _named_backend(config, device)
-    if name == "cpu" and config.overlap:
+    if name == "cpu":
+        _check_cpu(config)
+    return name
+
+
+def _check_cpu(config: EngineConfig) -> None:
+    """What the CPU kernels cannot do."""
+    if config.overlap:
         raise ModelLoadError(
             "overlap does nothing for backend 'cpu': there a step runs on the processor that has to deal with the last "
             "one's tokens, so they cannot run beside each other; leave overlap out"
         )
-    return name
+    if config.dtype not in _CPU_DTYPES:
+        raise ModelLoadError(
+            f"backend 'cpu' does not compute in {config.dtype}: take dtype {', '.join(_CPU_DTYPES)}, or backend "
+            "reference"
+        )
+    if config.block_size % _CPU_BLOCK:
+        raise ModelLoadError(f"block_size must be a multiple of {_CPU_BLOCK} on a CPU, not {config.block_size}")
 
 
 def _named_backend(config: EngineConfig, device: torch.device) -> str:
     name = config.backend
     if name == "cpu" and device.type != "cpu":
         raise ModelLoadError(f"backend 'cpu' cannot run on device {device.type!r}; leave one of the two on auto")
-    if name == "cpu" and config.dtype not in _CPU_DTYPES:
-        raise ModelLoadError(
-            f"backend 'cpu' does not compute in {config.dtype}: take dtype {', '.join(_CPU_DTYPES)}, or backend "
-            "reference"
-        )
     if name == "triton":
         obstacle = obstacle_to_triton(device, config.dtype)
         if obstacle:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -28,7 +28,7 @@ class CompletionRequest(GenerateRequest):
     """POST /v1/completions. max_tokens: 16 unless given, as OpenAI has it; null: up to the context's end; with `echo`
     0, nothing but the prompt: its log-probabilities score a text."""
 
-    prompt: str | TokenIds | Annotated[list[str], Field(max_length=MAX_PROMPTS)] | list[TokenIds]
+    prompt: str | TokenIds | list[str] | list[TokenIds]
     max_tokens: int | None = 16
     logprobs: int | None = None
     echo: bool | None = None

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from vllm_nb.errors import EngineDeadError, QueueFullError, RequestError, VllmNbError
+from vllm_nb.errors import ContextLengthError, EngineDeadError, QueueFullError, RequestError, VllmNbError
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ def as_api_error(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ContextLengthError():
+            return ApiError(400, str(error), "context_length_exceeded", param="messages")
         case RequestError():
             return ApiError(400, str(error), "invalid_value", param=_leading_field(str(error)))
         case QueueFullError():
@@ -114,8 +116,18 @@ def _validation_error(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {where[-1]}", "invalid_json")
     # A union's location ends in the names of its types ("stop", "list[str]"): those are no fields.
     field = ".".join(part for part in where if re.fullmatch(r"\w+", part) and part not in _TYPE_NAMES) or None
-    message = f"{field}: {first['msg']}" if field else f"the body must be a JSON object: {first['msg']}"
+    said = _alternatives(error, first)
+    message = f"{field}: {said}" if field else f"the body must be a JSON object: {said}"
     return ApiError(400, message, "invalid_type", param=field)
+
+
+def _alternatives(error: RequestValidationError, first: Any) -> str:
+    """What `first` says, and the other types that a field may have too."""
+    *place, kind = first["loc"]
+    if kind not in _TYPE_NAMES:
+        return str(first["msg"])
+    said = dict.fromkeys(other["msg"] for other in error.errors() if [*other["loc"][:-1]] == place)
+    return ", or ".join(text.removeprefix("Input should be ") if n else text for n, text in enumerate(said))
 
 
 _TYPE_NAMES = {"str", "int", "float", "bool", "list", "dict"}

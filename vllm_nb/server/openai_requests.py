@@ -63,11 +63,19 @@ class GenerateRequest(RequestModel):
 
     def sampling_params(self) -> SamplingParams:
         """Raises RequestError naming the field, or ApiError for one that cannot be honoured."""
+        self._refuse_unserved()
         given = {name: value for name, value in self._values().items() if value is not None}
         try:
             return SamplingParams(**given)
         except ValueError as error:
             raise RequestError(str(error)) from None
+
+    def _refuse_unserved(self) -> None:
+        """An answer that is not as it was asked for would be worse than none."""
+        for name, value in (self.model_extra or {}).items():
+            harmless, instead = _UNSERVED.get(name, (value, ""))
+            if value is not None and value != harmless:
+                raise ApiError(400, f"{name} is not served: {instead}", "unsupported_parameter", param=name)
 
     def _values(self) -> dict[str, Any]:
         """Fields of SamplingParams; None for not given."""
@@ -102,6 +110,22 @@ class GenerateRequest(RequestModel):
         )
 
 
+# What OpenAI or vLLM has and this server has not: (the value that changes nothing, what to do instead)
+_UNSERVED: dict[str, tuple[Any, str]] = {
+    "functions": ([], "give tools instead"),
+    "function_call": ("none", "give tool_choice instead"),
+    "continue_final_message": (False, "an answer cannot be begun for the model here; /v1/completions continues a text"),
+    "add_generation_prompt": (True, "the assistant's turn is always begun; /v1/completions takes any text"),
+    "chat_template": ("", "the model's own template is used; /v1/completions takes any text"),
+    "bad_words": ([], "give logit_bias instead"),
+    "allowed_token_ids": ([], "give structured_outputs instead"),
+    "include_stop_str_in_output": (False, "the text that ended the answer is its stop_reason"),
+    "truncate_prompt_tokens": (-1, "shorten the prompt yourself; /tokenize counts its tokens"),
+    "use_beam_search": (False, "answers are drawn; best_of gives the likeliest of several"),
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), (None, "give structured_outputs instead")
+    ),
+}
 _PASSED_ON = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"),
     *("seed", "logit_bias", "stop", "stop_token_ids", "min_tokens", "ignore_eos", "prompt_logprobs", "priority"),
@@ -123,16 +147,11 @@ class ChatRequest(GenerateRequest):
     include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
-    functions: list[dict[str, Any]] | None = None
-    function_call: str | dict[str, Any] | None = None
     modalities: list[str] | None = None
     mcp: str | None = None  # ours: what becomes of the tools of MCP servers
 
     def options(self) -> dict[str, Any]:
         """Fields of ChatOptions. Raises ApiError for fields that are not served."""
-        for name, instead in _OLDER.items():
-            if getattr(self, name):
-                raise ApiError(400, f"{name} is not served: {instead}", "unsupported_parameter", param=name)
         if self.modalities not in (None, [], ["text"]):
             raise ApiError(
                 400, "modalities must be ['text']: only text is given", "unsupported_parameter", param="modalities"
@@ -156,4 +175,3 @@ _OPTIONS = (
     *("tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "enable_thinking", "include_reasoning"),
     "documents",
 )
-_OLDER = {"functions": "give tools instead", "function_call": "give tool_choice instead"}

@@ -195,6 +195,8 @@ def _not_found(name: str, tried: list[str]) -> ModelLoadError:
 
 
 def _unknown_name(name: str, known: Collection[str]) -> ModelLoadError:
+    if Path(name).expanduser().exists():
+        return ModelLoadError(f"{name!r} is a path: give a file as ModelRepo.model_file(...), a folder as model_path")
     close = difflib.get_close_matches(name.lower(), list(known), n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return ModelLoadError(
