@@ -171,6 +171,28 @@ def test_calls_of_the_clients_own_tools_are_left_to_it(live):
     assert [call.function.name for call in calls if call.function.name] == ["mine"]
 
 
+def test_an_abort_between_two_turns_ends_the_answer(live, monkeypatch):
+    """It comes while the second turn is being queued, when the engine has nothing of the request."""
+    engine, aborted = live.host.engine, []
+    queue = engine.agenerate_stream
+
+    async def aborted_meanwhile(*args, **options):
+        aborted.append(live.host.in_flight)
+        live.host.abort_all()
+        return await queue(*args, **options)
+
+    monkeypatch.setattr(engine, "agenerate_stream", aborted_meanwhile)
+    with live.openai() as client:
+        options = calling_noon() | {"max_tokens": 2000}
+        options["extra_body"] |= {"ignore_eos": True}
+        answer = client.chat.completions.create(**options)
+    assert aborted == [0, 1]
+    assert answer.choices[0].finish_reason == "abort"
+    assert answer.choices[0].message.mcp_calls[0]["output"] == "12:00"
+    assert answer.usage.completion_tokens < 200
+    live.eventually_empty()
+
+
 def test_a_client_that_leaves_while_a_tool_runs(live):
     nap = {"type": "function", "function": {"name": "nap"}}
     body = {"model": MODEL, "messages": ASK, "tool_choice": nap, "max_tokens": 80, "mcp": "execute"}

@@ -187,6 +187,8 @@ class ToolLoop:
         (self._stream,) = await submit(
             self._engine, params, [self._messages], **(self._options | {"tool_choice": choice_now})
         )
+        if self._aborted:  # while it was being queued: what was aborted then is the turn before
+            self._stream.abort()
         self._turns += 1
         return item
 
