@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,26 @@ def test_one_that_dies_is_reported_and_started_again(stdio):
             await until_ready(servers)
             assert servers.state()[0]["restarts"] == 1
             assert (await servers.run(call("noon"))).output == "12:00"
+
+    asyncio.run(check())
+
+
+def test_a_tool_that_is_gone_after_a_restart_is_an_error_of_its_call(mcp_clock, tmp_path):
+    program = tmp_path / "clock.py"
+    program.write_text(Path(mcp_clock).read_text())
+
+    async def check():
+        async with running(McpServerConfig("clock", sys.executable, (str(program),))) as servers:
+            assert "noon" in await servers.tools()
+            program.write_text(program.read_text().replace("def noon()", "def midnight()"))
+            await servers.run(call("die"))
+            await until_ready(servers)
+            gone = await servers.run(call("noon"))
+            assert (gone.output, gone.is_error) == (
+                "no MCP server offers the tool noon any more; go on without it",
+                True,
+            )
+            assert (await servers.run(call("midnight"))).output == "12:00"
 
     asyncio.run(check())
 

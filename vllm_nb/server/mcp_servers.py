@@ -140,8 +140,11 @@ class McpServers:
         return found
 
     async def run(self, call: ToolCall) -> ToolRun:
-        """Execute a call of one of `tools`."""
-        server, name, _ = (await self.tools())[call.name]
+        """Execute a call of one of `tools`. One that is gone since a restart is an error of server ""."""
+        found = (await self.tools()).get(call.name)
+        if found is None:
+            return ToolRun(call, "", f"no MCP server offers the tool {call.name} any more; go on without it", True)
+        server, name, _ = found
         try:
             arguments = json.loads(call.arguments or "{}")
         except (ValueError, RecursionError):
