@@ -75,22 +75,29 @@ class EngineStream:
 
 
 class AsyncChannel:
-    """Brings the outputs of many requests into one event loop: a single wake-up a step."""
+    """Brings the outputs of many requests into one event loop: a single wake-up a step.
+
+    It keeps no event loop alive, for engines outlive many: neither itself nor by queues, which know theirs.
+    """
 
     def __init__(self, event_loop: asyncio.AbstractEventLoop):
-        self._event_loop = event_loop
-        self._queues: dict[str, asyncio.Queue[Outputs]] = {}
+        self._event_loop = weakref.ref(event_loop)
+        self._queues: weakref.WeakValueDictionary[str, asyncio.Queue[Outputs]] = weakref.WeakValueDictionary()
 
     def open(self, request_id: str) -> asyncio.Queue[Outputs]:
-        self._queues[request_id] = asyncio.Queue()
-        return self._queues[request_id]
+        """For the outputs of a request, for as long as somebody holds it."""
+        arriving: asyncio.Queue[Outputs] = asyncio.Queue()
+        self._queues[request_id] = arriving
+        return arriving
 
     def close(self, request_id: str) -> None:
         self._queues.pop(request_id, None)
 
     def put(self, outputs: Outputs) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to read
-            self._event_loop.call_soon_threadsafe(self._dispatch, outputs)
+        event_loop = self._event_loop()
+        if event_loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to read
+                event_loop.call_soon_threadsafe(self._dispatch, outputs)
 
     def _dispatch(self, outputs: Outputs) -> None:
         if outputs is None:
@@ -101,8 +108,8 @@ class AsyncChannel:
         for output in outputs:
             by_request[output.seq.request_id].append(output)
         for request_id, items in by_request.items():
-            if request_id in self._queues:
-                self._queues[request_id].put_nowait(items)
+            if (arriving := self._queues.get(request_id)) is not None:
+                arriving.put_nowait(items)
 
 
 class AsyncEngineStream:
