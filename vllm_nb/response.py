@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vllm_nb.engine.scheduler import TokenOutput
+from vllm_nb.engine.scheduler import PromptLogprobs, TokenOutput
 from vllm_nb.errors import GenerationError, RequestError
 from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
 from vllm_nb.request import Request
@@ -42,6 +42,7 @@ class Response:
         self.output = GenerationOutput(self.request_id, choices, usage, timings, prompt)
         if params.prompt_logprobs is not None:
             self.output.prompt_logprobs = [None]
+        self._prompt_told = 0  # of `output.prompt_logprobs`, how many an item had
 
     def receive(self, outputs: list[TokenOutput]) -> list[StreamItem]:
         """Raises GenerationError when the engine ended the request with an error, RequestError when it was to blame."""
@@ -63,7 +64,7 @@ class Response:
             self.cancel()
             choice.finish_reason = "error"
             raise RequestError(output.error) if output.refused else GenerationError(output.error)
-        prompt_logprobs = self._prompt_logprobs(output) if output.prompt_logprobs else None
+        prompt_logprobs = self._prompt_logprobs(output)
         item = StreamItem(self.request_id, seq.index, "", [], prompt_logprobs=prompt_logprobs)
         if output.token is not None:
             self._add_token(item, output, choice)
@@ -144,20 +145,23 @@ class Response:
 
     # Log-probabilities
 
-    def _prompt_logprobs(self, output: TokenOutput) -> list[TokenLogprob | None]:
-        """Those not seen yet: a request recomputed after preemption gives them again."""
+    def _prompt_logprobs(self, output: TokenOutput) -> list[TokenLogprob | None] | None:
+        """Those that no item had yet, and with the first of all the None before them, also where there are no more."""
         known = self.output.prompt_logprobs
-        assert known is not None
-        assert output.prompt_logprobs is not None
-        logprob, rank, top_ids, top_logprobs = output.prompt_logprobs
-        fresh: list[TokenLogprob | None] = [None] if len(known) == 1 else []
+        if known is None or output.seq is not self._sequences[0]:
+            return None
+        if output.prompt_logprobs is not None:
+            self._learn(known, output.prompt_start, output.prompt_logprobs)
+        fresh, self._prompt_told = known[self._prompt_told :], len(known)
+        return fresh or None
+
+    def _learn(self, known: list[TokenLogprob | None], start: int, found: PromptLogprobs) -> None:
+        """Append what is new: a request recomputed after preemption gives the rest again."""
+        logprob, rank, top_ids, top_logprobs = found
         for i in range(len(logprob)):
-            if output.prompt_start + i == len(known):
+            if start + i == len(known):
                 token = self.output.prompt_token_ids[len(known)]
-                entry = self._logprob(token, float(logprob[i]), int(rank[i]), top_ids[i], top_logprobs[i])
-                known.append(entry)
-                fresh.append(entry)
-        return fresh
+                known.append(self._logprob(token, float(logprob[i]), int(rank[i]), top_ids[i], top_logprobs[i]))
 
     def _logprob(self, token: int, logprob: float, rank: int, top_ids: np.ndarray, top: np.ndarray) -> TokenLogprob:
         text = self._tokenizer.token_text

@@ -125,10 +125,19 @@ class Echo:
     def shown(self, tokenizer: "Tokenizer") -> str:
         return tokenizer.decode(self.ids, skip_special=False) if self.text is None else self.text
 
+    @property
+    def scores(self) -> list[TokenLogprob | None]:
+        """One a token; None for the first, and for those that an abort came before."""
+        return self.logprobs + [None] * (len(self.ids) - len(self.logprobs))
+
 
 @dataclass(kw_only=True)
 class TextFormat(Format):
-    """The shape of a text completion. only_scores: the one token that was generated is not wanted."""
+    """The shape of a text completion. only_scores: the one token that was generated is not wanted.
+
+    The prompt's log-probabilities are, in one piece, on every choice as in vLLM, and the first prompt's also at the top
+    as in a chat's answer; of a stream, which vLLM has none of, at the top of the prompt's own chunks.
+    """
 
     with_logprobs: bool = False
     with_prompt_logprobs: bool = False
@@ -138,11 +147,13 @@ class TextFormat(Format):
 
     kind = chunk_kind = "text_completion"
 
-    def chunks(self, prompt: int, items: Sequence[StreamItem]) -> list[dict[str, Any]]:
-        if self.echoes:
-            for item in items:
-                self.echoes[prompt].logprobs += item.prompt_logprobs or ()
-        return super().chunks(prompt, items)
+    def _of_prompt(self, prompt: int, item: StreamItem) -> list[TokenLogprob | None] | None:
+        """With an echo, all of them at once: what waits for it has no chunk of its own."""
+        if not self.echoes:
+            return item.prompt_logprobs
+        known, index = self.echoes[prompt].logprobs, prompt * self.n + item.index
+        known += item.prompt_logprobs or ()
+        return known if known and item.index == 0 and not (index in self._sent or self._waits(index, item)) else None
 
     def last_chunks(self, chunks: list[dict[str, Any]], usage: Usage, timings: Timings) -> list[dict[str, Any]]:
         return super().last_chunks(chunks, self._paid(usage), timings)
@@ -150,7 +161,12 @@ class TextFormat(Format):
     def whole(self, outputs: Sequence[GenerationOutput], usage: Usage, timings: Timings) -> dict[str, Any]:
         for echo, output in zip(self.echoes, outputs, strict=False):
             echo.logprobs = output.prompt_logprobs or []
-        return super().whole([self._best(output) for output in outputs], self._paid(usage), timings)
+        body = super().whole([self._best(output) for output in outputs], self._paid(usage), timings)
+        if self.with_prompt_logprobs:
+            scores = [[_by_id(entry) for entry in output.prompt_logprobs or ()] for output in outputs]
+            for choice in body["choices"]:
+                choice["prompt_logprobs"] = scores[choice["index"] // self.n]
+        return body
 
     def _paid(self, usage: Usage) -> Usage:
         return replace(usage, completion_tokens=0) if self.only_scores else usage
@@ -186,7 +202,7 @@ class TextFormat(Format):
         token: null."""
         offsets = self._offsets.setdefault(index, Offsets(self.tokenizer))
         prompt = [] if echo is None else echo.ids
-        scored = [*([] if echo is None else echo.logprobs), *entries]
+        scored = [*([] if echo is None else echo.scores), *entries]
         starts = [] if echo is None else offsets.of_prompt(echo)
         ours = (
             {"content": [self._with_top(entry) for entry in entries]} if self.with_ids else {}
@@ -223,6 +239,14 @@ class Offsets:
             if token in self._tokenizer.special_ids and (i or named >= 0):
                 self._position += len(self._tokenizer.token_text(token))
         return found
+
+
+def _by_id(entry: TokenLogprob | None) -> dict[int, dict[str, Any]] | None:
+    """As vLLM has it: the prompt's own token first, then the likeliest."""
+    if entry is None:
+        return None
+    entries = [entry, *(other for other in entry.top if other.token_id != entry.token_id)]
+    return {e.token_id: {"logprob": _finite(e), "rank": e.rank, "decoded_token": e.text} for e in entries}
 
 
 def _alternatives(entry: TokenLogprob) -> dict[str, float]:

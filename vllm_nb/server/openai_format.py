@@ -54,8 +54,9 @@ class Format:
         found = []
         for item in items:
             extras: dict[str, Any] = {"usage": None} if self.include_usage else {}
-            if self.with_prompt_logprobs and item.prompt_logprobs is not None:
-                extras["prompt_logprobs"] = self._prompt_logprobs(item.prompt_logprobs)
+            entries = self._of_prompt(prompt, item)
+            if self.with_prompt_logprobs and entries is not None:
+                extras["prompt_logprobs"] = self._prompt_logprobs(entries)
             if self.with_ids and not self._sent:
                 extras["prompt_token_ids"] = self.prompt_token_ids
             for choice in self._pieces(prompt * self.n + item.index, item):
@@ -87,6 +88,10 @@ class Format:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _of_prompt(self, prompt: int, item: StreamItem) -> list[TokenLogprob | None] | None:
+        """What the chunk for an item says of the prompt."""
+        return item.prompt_logprobs
 
     def _pieces(self, index: int, item: StreamItem) -> list[dict[str, Any]]:
         raise NotImplementedError
