@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from vllm_nb.messages import ChatMessage, ToolCall
 
+LOWEST_LOGPROB = -9999.0  # in JSON, which has no infinity; OpenAI's own stand-in
+
 
 @dataclass(slots=True)
 class TokenLogprob:

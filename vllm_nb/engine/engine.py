@@ -15,10 +15,9 @@ from vllm_nb.engine.sequence import Sequence, Status
 from vllm_nb.engine.stats import EngineStats
 from vllm_nb.events import StepDone, TokenLogprobs
 from vllm_nb.inspection.info import EngineInfo
+from vllm_nb.outputs import LOWEST_LOGPROB
 
 log = logging.getLogger(__name__)
-
-LOWEST_LOGPROB = -9999.0  # what OpenAI's API says for impossible tokens
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class EngineCore:
 
 def _logprobs_event(seq: Sequence, token: int, logprobs: Logprobs) -> TokenLogprobs:
     logprob, rank, top_ids, top_logprobs, *shape = logprobs
-    lowest = np.maximum(top_logprobs, LOWEST_LOGPROB).tolist()  # JSON has no infinity
+    lowest = np.maximum(top_logprobs, LOWEST_LOGPROB).tolist()
     chosen = max(logprob, LOWEST_LOGPROB)
     return TokenLogprobs(seq.arrival, len(seq) - 1, token, chosen, rank, top_ids.tolist(), lowest, *shape)
 

@@ -9,12 +9,12 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from vllm_nb.errors import RequestError
-from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
+from vllm_nb.outputs import LOWEST_LOGPROB, Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, Usage
 from vllm_nb.sampling import MAX_CHOICES
 from vllm_nb.server.answering import answer, submit
 from vllm_nb.server.errors import ApiError
 from vllm_nb.server.host import EngineHost
-from vllm_nb.server.openai_format import LOWEST_LOGPROB, Format
+from vllm_nb.server.openai_format import Format
 from vllm_nb.server.openai_requests import GenerateRequest, TokenIds
 from vllm_nb.text.detokenizer import Detokenizer
 

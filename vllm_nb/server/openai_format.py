@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vllm_nb.outputs import Choice, GenerationOutput, StreamItem, Timings, TokenLogprob, ToolCallDelta, ToolRun, Usage
+from vllm_nb.outputs import (
+    LOWEST_LOGPROB,
+    Choice,
+    GenerationOutput,
+    StreamItem,
+    Timings,
+    TokenLogprob,
+    ToolCallDelta,
+    ToolRun,
+    Usage,
+)
 from vllm_nb.server.errors import error_event
 from vllm_nb.server.streaming import DONE
 
@@ -14,8 +24,6 @@ if TYPE_CHECKING:
     from vllm_nb.text.tokenizer import Tokenizer
 
 to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-
-LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own stand-in
 
 
 @dataclass(kw_only=True)
