@@ -1,4 +1,5 @@
-"""Where options come from besides the command line: the environment, and a TOML file. The only place that reads either.
+"""Where options come from besides the command line: the environment, and a TOML file. Nothing else reads either, but
+`bench serve` for its key, and client/runtime_dir.py for the runtime folder, which is no option.
 
 The command line counts more than the environment, and that more than the file. In a file,
 
