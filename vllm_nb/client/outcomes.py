@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from vllm_nb.client.http import EngineClient
-from vllm_nb.client.registry import EngineInfo
+from vllm_nb.client.registry import ProcessInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """A new engine is ready."""
 
-    info: EngineInfo
+    info: ProcessInfo
     client: EngineClient
     seconds: float
     ok: ClassVar[bool] = True
@@ -22,7 +22,7 @@ class Started:
 class Reused:
     """An engine of the same configuration was there already."""
 
-    info: EngineInfo
+    info: ProcessInfo
     client: EngineClient
     seconds: float
     ok: ClassVar[bool] = True
@@ -44,7 +44,7 @@ class TimedOut:
     """Not ready in time; the engine goes on loading, and another start waits for it again."""
 
     message: str
-    info: EngineInfo
+    info: ProcessInfo
     seconds: float
     log_tail: str = field(repr=False)
     ok: ClassVar[bool] = False

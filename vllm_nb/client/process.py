@@ -22,8 +22,8 @@ from vllm_nb.client.outcomes import Failed, Outcome, Reused, Started, Stopped, T
 from vllm_nb.client.registry import (
     PROBE_TIMEOUT,
     EngineGone,
-    EngineInfo,
     EngineSilent,
+    ProcessInfo,
     Registry,
     probe,
     process_runs,
@@ -42,7 +42,7 @@ _GRACE = 5.0  # seconds that each way of ending a process gets
 _STARTING = Report("Starting the engine process", 0, None, "")
 
 OnProgress = Callable[[Report], None]
-Running = list[tuple[Connection, EngineInfo]]
+Running = list[tuple[Connection, ProcessInfo]]
 
 
 def start(
@@ -91,12 +91,12 @@ def start(
     return outcome
 
 
-def list_engines() -> list[EngineInfo]:
+def list_engines() -> list[ProcessInfo]:
     """All engine processes of this user, oldest first. Files of dead ones are deleted on the way."""
     return [info for _, info in Registry(runtime_dir()).running()]
 
 
-def find(name_or_id: str | None = None) -> EngineInfo:
+def find(name_or_id: str | None = None) -> ProcessInfo:
     """The engine with that name or id; None: the only one. Raises ValueError that names those there are."""
     return _find(Registry(runtime_dir()).running(), name_or_id)[1]
 
@@ -150,7 +150,7 @@ def _free_name(spec: EngineSpec, running: Running) -> str:
     return next(name for name in (spec.short_name, *numbered) if name not in taken)
 
 
-def _find(running: Running, name_or_id: str | None) -> tuple[Connection, EngineInfo]:
+def _find(running: Running, name_or_id: str | None) -> tuple[Connection, ProcessInfo]:
     names = [info.name for _, info in running]
     if not running:
         raise ValueError("no engine is running; `%vllm start`, vllm_nb.start() or `vllm-nb run` starts one")

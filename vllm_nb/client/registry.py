@@ -24,7 +24,7 @@ class EngineSilent(VllmNbError):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineInfo:
+class ProcessInfo:
     """An engine process as it was when asked.
 
     status: "loading", "ready", "failed", or "silent" (the process runs and does not answer). health: its /health.
@@ -106,7 +106,7 @@ class Registry:
                 self.forget(connection)
         return sorted(found, key=lambda connection: connection.created)
 
-    def running(self, *, drop_unbound: bool = False) -> list[tuple[Connection, EngineInfo]]:
+    def running(self, *, drop_unbound: bool = False) -> list[tuple[Connection, ProcessInfo]]:
         """Those that also prove over HTTP who they are; a process that runs and does not answer counts as silent."""
         found = []
         for connection in self.connections(drop_unbound=drop_unbound):
@@ -118,8 +118,8 @@ class Registry:
                 self.forget(connection)
         return found
 
-    def info(self, connection: Connection, health: Mapping[str, Any]) -> EngineInfo:
-        return EngineInfo(
+    def info(self, connection: Connection, health: Mapping[str, Any]) -> ProcessInfo:
+        return ProcessInfo(
             id=connection.id,
             name=connection.name,
             model=connection.model,

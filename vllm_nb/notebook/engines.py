@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 from vllm_nb.client import process
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.outcomes import Failed, Outcome, Stopped, TimedOut
-from vllm_nb.client.registry import EngineInfo
+from vllm_nb.client.registry import ProcessInfo
 from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.notebook.display import View
 from vllm_nb.notebook.failures import EngineFailure, Interrupted, told_to_the_user
@@ -25,7 +25,7 @@ class Engine:
     """What `%%vllm` can talk to. info: of a process of this user; None for a server that was attached by its URL."""
 
     client: EngineClient
-    info: EngineInfo | None = None
+    info: ProcessInfo | None = None
 
     @property
     def name(self) -> str:
@@ -119,7 +119,7 @@ class Engines:
             self.current = None
         return stopped
 
-    def running(self) -> list[EngineInfo]:
+    def running(self) -> list[ProcessInfo]:
         """The processes of this user."""
         with told_to_the_user():
             return process.list_engines()
@@ -128,7 +128,7 @@ class Engines:
         engine = self.current
         return engine is not None and name_or_id == (engine.info.id if engine.info else engine.name)
 
-    def log_of(self, name: str | None) -> EngineInfo:
+    def log_of(self, name: str | None) -> ProcessInfo:
         """Whose log to show. Raises UsageError where it isn't clear, or elsewhere."""
         if name in self.attached or (name is None and self.current and self.current.info is None):
             raise UsageError("%vllm logs: this server was attached by its URL; its log is where it runs")

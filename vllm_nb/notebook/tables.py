@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_nb.catalogue import KnownModel, size_text
 from vllm_nb.client.outcomes import Failed, Outcome, Reused, Stopped, TimedOut
-from vllm_nb.client.registry import EngineInfo
+from vllm_nb.client.registry import ProcessInfo
 from vllm_nb.inspection.view import EngineView
 from vllm_nb.notebook.display import Table
 from vllm_nb.notebook.engines import Engines
@@ -45,7 +45,7 @@ def stopped_table(stopped: Sequence[Stopped]) -> Table:
     return Table(("engine", "pid", ""), rows, "" if stopped else "No engine was running.")
 
 
-def model_table(models: Iterable[KnownModel], running: Iterable[EngineInfo]) -> Table:
+def model_table(models: Iterable[KnownModel], running: Iterable[ProcessInfo]) -> Table:
     """running: engines, to say which model is loaded."""
     loaded = {info.model: info.name for info in running}
     rows = []
@@ -87,12 +87,12 @@ def _mark(engines: Engines, name_or_id: str) -> str:
     return "▸" if engines.is_current(name_or_id) else ""
 
 
-def _model(info: EngineInfo) -> str:
+def _model(info: ProcessInfo) -> str:
     """Its own name where it is known, else what was asked for."""
     return info.health.get("model") or info.model
 
 
-def _activity(info: EngineInfo) -> tuple[str, str]:
+def _activity(info: ProcessInfo) -> tuple[str, str]:
     """(status, idle time)."""
     requests = info.health.get("requests") or 0
     status = info.status if not requests else f"{requests} request" if requests == 1 else f"{requests} requests"
