@@ -14,11 +14,15 @@ class EventSplitter:
     splits on characters that may stand inside JSON text, such as U+2028.)"""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._line: list[bytes] = []  # pieces of the last one: joined at each of them, a long line takes quadratic time
 
     def feed(self, piece: bytes) -> Iterator[dict[str, Any]]:
         """The data of each event that is complete now."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self._line.append(piece)
+        if b"\n" not in piece:
+            return
+        *lines, rest = b"".join(self._line).split(b"\n")
+        self._line = [rest]
         for line in lines:
             data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
             if data and data != b"[DONE]":  # read on to the end: an unfinished body costs the connection
