@@ -6,22 +6,31 @@ import subprocess
 import sys
 from typing import Any
 
-from vllm_nb.config import EngineConfig
+from vllm_nb.client.launch import EngineSpec
 from vllm_nb.errors import ModelLoadError
 
 _LIMIT = 300.0  # seconds; a model that is not here yet is downloaded
 
 
 def plan_memory(model: str | os.PathLike[str], **config: Any) -> dict[str, Any]:
-    """As engine.memory.MemoryPlan has it, from the headers of the model's files. config: fields of EngineConfig.
+    """Of the engine that `start` would make, as engine.memory.MemoryPlan has it, from the headers of the model's files.
 
-    Raises ModelLoadError, ValueError for wrong settings.
+    config: fields of EngineConfig. Raises ModelLoadError, ValueError for wrong settings.
     """
-    settings = EngineConfig.from_dict(config).to_dict()
-    given = [f"{_flag(name, settings[name])}" for name in config if settings[name] is not None]
-    command = [sys.executable, "-m", "vllm_nb.cli", "memory", str(model), "--json", *given]
+    spec = EngineSpec.of(model, config)
+    flags = [_flag(name, value) for name, value in spec.config.items() if value is not None]
+    command = [sys.executable, "-P", "-m", "vllm_nb.cli", "memory", "--json", *flags, "--", spec.model]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_NB_")}
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LIMIT)
+        done = subprocess.run(
+            command,  # -P: no modules of the working directory
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT,
+            cwd="/",  # as engines have it
+            env=environment,  # settings in it are the command's: `start` reads none
+        )
     except subprocess.TimeoutExpired:
         raise ModelLoadError(f"reading the headers of {model} took longer than {_LIMIT:.0f} s") from None
     if done.returncode != 0:
