@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests.client.test_lifecycle import SMALL, SOON, begin, running
+from vllm_nb.client import launch
 from vllm_nb.client.outcomes import Failed, TimedOut
 from vllm_nb.client.process import list_engines, start, stop
 from vllm_nb.client.runtime_dir import start_lock
@@ -55,6 +56,26 @@ def test_an_engine_killed_while_it_loads(runtime, tiny_model_path):
     assert isinstance(outcome, Failed)
     assert outcome.exit_code == -signal.SIGKILL
     assert "was killed by signal 9" in outcome.message
+
+
+def test_a_process_that_does_not_open_its_port_is_killed_and_that_is_said(runtime, tiny_model_path, monkeypatch):
+    monkeypatch.setattr(launch, "BIND_TIMEOUT", 0)  # no interpreter is that quick
+    outcome = start(tiny_model_path, **SMALL)
+    assert isinstance(outcome, Failed)
+    assert outcome.message == (
+        "the engine process did not open its port within 0 s and was killed; start it again when this machine and its "
+        "disk are less busy"
+    )
+    assert outcome.exit_code == -signal.SIGKILL
+    assert not list(runtime.glob("*.json"))
+
+
+def test_exit_codes_are_of_an_engine_not_of_a_pid_and_old_ones_are_forgotten(runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_ENDED_KEPT", 1)
+    ids = [start(tmp_path / "none.gguf").log_path.stem for _ in range(3)]
+    codes = [launch.exit_code(each) for each in ids]
+    assert codes == [None, 1, 1]  # one is kept when the next is started
+    assert launch.exit_code("an engine that somebody else has started") is None
 
 
 def test_a_start_that_takes_too_long_leaves_the_engine_loading(runtime, tiny_model_path):

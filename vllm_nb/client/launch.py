@@ -24,8 +24,11 @@ _RELATIVE = re.compile(r"\.\.?/")
 BIND_TIMEOUT = 60.0  # seconds until a new process must have bound its port; a cold disk is slow
 _POLL = 0.005
 
-# The engine processes this process has started. A thread each waits for them, or they would stay as zombies.
-_children: dict[int, subprocess.Popen[bytes]] = {}
+_ENDED_KEPT = 10  # processes that have ended: somebody may be about to ask for their exit codes
+
+# The engine processes this process has started, by connection id, as a pid may come again. A thread each waits for
+# them, or they would stay as zombies.
+_children: dict[str, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,10 @@ def _fingerprint(path: Path) -> list[Any]:
 
 
 class LaunchError(VllmNbError):
-    """The process ended before it had bound its port."""
+    """The process ended, or was killed, before it had bound its port."""
 
-    def __init__(self, exit_code: int, log_id: str):
-        super().__init__(f"the engine process ended at once, with exit code {exit_code}")
+    def __init__(self, message: str, exit_code: int, log_id: str):
+        super().__init__(message)
         self.exit_code, self.log_id = exit_code, log_id
 
 
@@ -92,7 +95,7 @@ def launch(
     process = None
     try:
         save(path, connection)
-        process = _spawn(path, registry.log_path(connection.id))
+        process = _spawn(path, connection.id, registry.log_path(connection.id))
         return _wait_for_port(path, process, connection.id)
     except BaseException as error:
         if process is not None:
@@ -103,7 +106,7 @@ def launch(
         raise
 
 
-def _spawn(path: Path, log_path: Path) -> subprocess.Popen[bytes]:
+def _spawn(path: Path, connection_id: str, log_path: Path) -> subprocess.Popen[bytes]:
     """In a session of its own: an interrupt or restart of the notebook's kernel signals that kernel's group only."""
     log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -117,7 +120,10 @@ def _spawn(path: Path, log_path: Path) -> subprocess.Popen[bytes]:
         )
     finally:
         os.close(log_file)
-    _children[process.pid] = process
+    ended = [known for known, child in list(_children.items()) if child.returncode is not None]
+    for known in ended[:-_ENDED_KEPT]:
+        _children.pop(known, None)
+    _children[connection_id] = process
     threading.Thread(target=process.wait, name="vllm-nb-reaper", daemon=True).start()
     return process
 
@@ -133,13 +139,19 @@ def _wait_for_port(path: Path, process: subprocess.Popen[bytes], log_id: str) ->
             return connection
         if time.monotonic() > deadline:
             process.kill()
+            message = (
+                f"the engine process did not open its port within {BIND_TIMEOUT:g} s and was killed; start it again "
+                "when this machine and its disk are less busy"
+            )
+            raise LaunchError(message, process.wait(), log_id)
         time.sleep(_POLL)
-    raise LaunchError(process.returncode, log_id)
+    code = process.returncode
+    raise LaunchError(f"the engine process ended at once, with exit code {code}", code, log_id)
 
 
-def exit_code(pid: int | None) -> int | None:
-    """Of a process that this one has started and that has ended; negative for a signal. None for any other."""
-    process = _children.get(pid or 0)
+def exit_code(connection_id: str) -> int | None:
+    """Of a process that this one has started, and that has ended lately; negative for a signal. None for any other."""
+    process = _children.get(connection_id)
     if process is None:
         return None
     with suppress(subprocess.TimeoutExpired):

@@ -192,7 +192,7 @@ def _wait(
             return Reused(info, client, seconds) if reused else Started(info, client, seconds)
         if info.status == "failed":
             _ends_within(connection, _GRACE)
-            return _failed(registry, connection.id, health.get("error"), exit_code(connection.pid))
+            return _failed(registry, connection.id, health.get("error"), exit_code(connection.id))
         if left <= 0:
             message = (
                 f"engine {connection.name!r} is not ready after {timeout:g} s and goes on loading: start again to wait "
@@ -262,7 +262,7 @@ def _stop(registry: Registry, connection: Connection) -> Stopped:
         act()
         if _ends_within(connection, _GRACE):
             registry.forget(connection)
-            exit_code(connection.pid)  # a child of ours is no zombie either then
+            exit_code(connection.id)  # a child of ours is no zombie either then
             return Stopped(connection.name, connection.pid or 0, how)
     raise VllmNbError(f"engine {connection.name!r} (pid {connection.pid}) does not end, not even when killed")
 
