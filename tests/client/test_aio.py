@@ -3,9 +3,13 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+import psutil
 import pytest
 
+import vllm_nb
 from vllm_nb.client.aio import AsyncEngineClient
 from vllm_nb.client.base import Query
 from vllm_nb.client.batch import as_completed
@@ -51,10 +55,84 @@ def test_both_clients_say_the_same(client):
         assert completion.model == "tiny-llama"
 
 
-def test_one_client_in_one_loop_after_another(client):
+@pytest.fixture
+def https(monkeypatch) -> list[httpx.AsyncClient]:
+    """The HTTP clients that are made from now on."""
+    made = []
+    make = httpx.AsyncClient.__init__
+
+    def remember(self, **arguments):
+        make(self, **arguments)
+        made.append(self)
+
+    monkeypatch.setattr(httpx.AsyncClient, "__init__", remember)
+    return made
+
+
+def sockets_to(client: EngineClient) -> int:
+    """Of this process."""
+    port = httpx.URL(client.url).port
+    return sum(bool(c.raddr) and c.raddr.port == port for c in psutil.Process().net_connections("tcp"))
+
+
+def test_one_client_in_one_loop_after_another(client, https):
+    """Each loop has connections of its own, which end with it, though nobody closes the client."""
+    before = sockets_to(client)
     aio = client.aio
     texts = [asyncio.run(aio.chat("Hello", **SHORT)).text for _ in range(3)]
     assert len(set(texts)) == 1
+    assert [http.is_closed for http in https] == [True] * 3
+    assert sockets_to(client) == before
+
+
+def test_one_client_in_several_loops_at_once(client, https):
+    both = threading.Barrier(2)
+    aio = client.aio
+
+    async def ask():
+        texts = []
+        for _ in range(5):
+            both.wait(60)  # each takes its turn while the other loop has connections
+            texts.append((await aio.chat("Hello", **SHORT)).text)
+        return texts
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = [threads.submit(asyncio.run, ask()) for _ in range(2)]
+    assert one.result() == other.result()
+    assert [http.is_closed for http in https] == [True] * 2
+
+
+def test_closing_gives_up_the_connections_and_asking_again_opens_new_ones(client, https):
+    async def ask():
+        async with client.aio as aio:
+            await aio.chat("Hello", **SHORT)
+        assert https[0].is_closed
+        return await aio.chat("Hello", **SHORT)
+
+    assert asyncio.run(ask()).text
+    assert [http.is_closed for http in https] == [True] * 2
+
+
+def test_batches_on_several_threads_have_connections_of_their_own(client, https):
+    before = sockets_to(client)
+    both = threading.Barrier(2)
+
+    def prompts():
+        both.wait(60)
+        yield from (f"Say {number}" for number in range(40))
+
+    with ThreadPoolExecutor(2) as threads:
+        one, other = [threads.submit(client.batch, prompts(), concurrency=8, **SHORT) for _ in range(2)]
+    assert [each.text for each in one.result()] == [each.text for each in other.result()]
+    assert [http.is_closed for http in https] == [True] * 2
+    assert sockets_to(client) == before
+
+
+def test_a_tables_connections_end_with_it(client, https):
+    for answer in vllm_nb.batch(iter(["a", "b", "c"]), engine=client, progress=False, **SHORT):
+        assert answer.error is None
+    assert vllm_nb.batch(["a", "b"], engine=client, progress=False, **SHORT).complete
+    assert [http.is_closed for http in https] == [True] * 2
 
 
 def test_the_synchronous_client_works_where_a_loop_runs(client):

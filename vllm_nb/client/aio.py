@@ -1,6 +1,5 @@
 """The client of one engine for asyncio; what it sends and reads is the synchronous client's."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -8,6 +7,7 @@ from vllm_nb.client.answers import AnswerReader
 from vllm_nb.client.base import ABORT, SHORT, BaseClient, Query, is_ours, payload
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.embeddings import PATH, embedding_body, vectors_of
+from vllm_nb.client.loops import LoopConnections
 from vllm_nb.errors import VllmNbError
 from vllm_nb.outputs import StreamItem
 
@@ -17,10 +17,20 @@ if TYPE_CHECKING:
 
 
 class AsyncEngineClient(BaseClient):
-    """As EngineClient, with `await`. Usable in one event loop after another, such as those of several asyncio.run."""
+    """As EngineClient, with `await`. Usable in one event loop after another, such as those of several asyncio.run, and
+    in those of several threads."""
 
-    _http: "httpx.AsyncClient | None" = None
-    _loop: asyncio.AbstractEventLoop | None = None
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        name: str | None = None,
+        model: str | None = None,
+        ours: bool | None = None,
+    ):
+        super().__init__(url, token, name=name, model=model, ours=ours)
+        self._connections = LoopConnections(self._connection)
 
     # Generate
 
@@ -74,7 +84,7 @@ class AsyncEngineClient(BaseClient):
         """This client without asyncio: an EngineClient."""
         from vllm_nb.client.http import EngineClient
 
-        return EngineClient(self.url, self.token, name=self.name, model=self._model, ours=self._ours)
+        return EngineClient.like(self)
 
     def openai(self, **options: Any) -> "openai.AsyncOpenAI":
         """An `openai.AsyncOpenAI` of this server. options: its own."""
@@ -108,10 +118,8 @@ class AsyncEngineClient(BaseClient):
         return self._ours
 
     async def close(self) -> None:
-        """Give up the connections; the engine stays."""
-        if self._http is not None and self._loop is asyncio.get_running_loop():
-            await self._http.aclose()
-        self._http = self._loop = None
+        """Give up the connections of the loop that runs; the engine stays."""
+        await self._connections.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,15 +128,6 @@ class AsyncEngineClient(BaseClient):
         await self.close()
 
     # Requests
-
-    def _client(self) -> "httpx.AsyncClient":
-        """Connections belong to the loop they were made in: in another one they could only fail."""
-        import httpx
-
-        loop = asyncio.get_running_loop()
-        if self._http is None or self._loop is not loop:
-            self._http, self._loop = httpx.AsyncClient(**self._connection()), loop
-        return self._http
 
     async def send(
         self,
@@ -142,7 +141,7 @@ class AsyncEngineClient(BaseClient):
         """One HTTP exchange whatever its status. Raises EngineDeadError when there is nobody to answer."""
         import httpx
 
-        client = self._client()
+        client = await self._connections.here()
         limits: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         try:
             return await client.send(client.build_request(method, path, json=body, **limits), stream=stream)

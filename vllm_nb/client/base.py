@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from vllm_nb.chat_options import ChatOptions, Tool
 from vllm_nb.errors import EngineDeadError, GenerationError, QueueFullError, RequestError, VllmNbError
@@ -172,6 +172,11 @@ class BaseClient:
         self.name = name or self.url
         self._model = model
         self._ours = ours
+
+    @classmethod
+    def like(cls, other: "BaseClient") -> Self:
+        """A client that asks the same server, by connections of its own."""
+        return cls(other.url, other.token, name=other.name, model=other._model, ours=other._ours)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, name={self.name!r})"

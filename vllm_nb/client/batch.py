@@ -8,19 +8,20 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iter
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vllm_nb.client.aio import AsyncEngineClient
 from vllm_nb.client.base import Query
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.interrupts import heed
 from vllm_nb.errors import EngineDeadError, QueueFullError, VllmNbError
 
 if TYPE_CHECKING:
-    from vllm_nb.client.aio import AsyncEngineClient
+    from vllm_nb.client.http import EngineClient
 
 T = TypeVar("T")
 
 
 async def as_completed(
-    client: "AsyncEngineClient", queries: Iterable[Query | VllmNbError], concurrency: int
+    client: AsyncEngineClient, queries: Iterable[Query | VllmNbError], concurrency: int
 ) -> AsyncGenerator[tuple[int, Completion], None]:
     """(place, answer) of each query, in the order they are done. `queries` is read only as far as there is room, so a
     generator of any length takes constant memory. A request that fails alone gives a Completion with `error`.
@@ -49,7 +50,7 @@ async def as_completed(
         await asyncio.gather(*running, *done, return_exceptions=True)
 
 
-async def _ask(client: "AsyncEngineClient", place: int, query: Query | VllmNbError) -> tuple[int, Completion]:
+async def _ask(client: AsyncEngineClient, place: int, query: Query | VllmNbError) -> tuple[int, Completion]:
     if isinstance(query, VllmNbError):
         return place, Completion.failed(str(query))
     while True:
@@ -64,7 +65,7 @@ async def _ask(client: "AsyncEngineClient", place: int, query: Query | VllmNbErr
 
 
 async def in_turn(
-    client: "AsyncEngineClient", queries: Iterable[Query | VllmNbError], concurrency: int
+    client: AsyncEngineClient, queries: Iterable[Query | VllmNbError], concurrency: int
 ) -> AsyncGenerator[Completion, None]:
     """The answers in the order of the queries, `concurrency` of them asked at a time. A slow one holds back what comes
     after it, of which a few times as many are kept."""
@@ -90,7 +91,7 @@ async def in_turn(
 
 
 async def in_order(
-    client: "AsyncEngineClient", conversations: Iterable[Any], concurrency: int, params: Mapping[str, Any]
+    client: AsyncEngineClient, conversations: Iterable[Any], concurrency: int, params: Mapping[str, Any]
 ) -> list[Completion]:
     """All answers, each in its conversation's place."""
     answers = as_completed(client, _queries(conversations, params), concurrency)
@@ -107,13 +108,13 @@ def _queries(conversations: Iterable[Any], params: Mapping[str, Any]) -> Iterato
 
 
 def run_batch(
-    client: "AsyncEngineClient", conversations: Iterable[Any], concurrency: int, params: Mapping[str, Any]
+    client: "EngineClient", conversations: Iterable[Any], concurrency: int, params: Mapping[str, Any]
 ) -> list[Completion]:
     """As `in_order`, without asyncio."""
 
     async def answers() -> list[Completion]:
-        async with client:  # its connections belong to the loop that ends here
-            return await in_order(client, conversations, concurrency, params)
+        async with AsyncEngineClient.like(client) as aio:
+            return await in_order(aio, conversations, concurrency, params)
 
     return run_aside(answers)
 
@@ -154,10 +155,10 @@ def run_aside(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def iterate_aside(
-    client: "AsyncEngineClient", start: Callable[[], AsyncGenerator[T, None]], ahead: int
+    client: "EngineClient", start: Callable[[AsyncEngineClient], AsyncGenerator[T, None]], ahead: int
 ) -> Generator[T, None, None]:
-    """The items of an asynchronous generator that uses `client` and runs on a thread and event loop of its own, at most
-    `ahead` of them ahead.
+    """The items of an asynchronous generator that runs on a thread and event loop of its own, at most `ahead` of them
+    ahead. It is started with a client like `client`.
 
     It ends there too when this ends, by an interrupt, an error or being closed.
     """
@@ -171,7 +172,7 @@ def iterate_aside(
         assert task is not None
         room = asyncio.Semaphore(ahead)
         ready.put((asyncio.get_running_loop(), task, room))
-        async with client, aclosing(start()) as source:
+        async with AsyncEngineClient.like(client) as aio, aclosing(start(aio)) as source:
             async for item in source:
                 await room.acquire()
                 items.put((item, None))

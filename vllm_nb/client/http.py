@@ -70,7 +70,7 @@ class EngineClient(BaseClient, Observed):
         """
         from vllm_nb.client.batch import run_batch
 
-        return run_batch(self.aio, conversations, concurrency, params)
+        return run_batch(self, conversations, concurrency, params)
 
     @overload
     def embed(
@@ -132,7 +132,7 @@ class EngineClient(BaseClient, Observed):
         """This client for asyncio."""
         from vllm_nb.client.aio import AsyncEngineClient
 
-        return AsyncEngineClient(self.url, self.token, name=self.name, model=self._model, ours=self._ours)
+        return AsyncEngineClient.like(self)
 
     def openai(self, **options: Any) -> "openai.OpenAI":
         """An `openai.OpenAI` of this server. options: its own. Raises VllmNbError where that package is missing."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm_nb.client.aio import AsyncEngineClient
 from vllm_nb.client.base import Query
 from vllm_nb.client.batch import as_completed, in_turn, iterate_aside
 from vllm_nb.client.completion import Completion
@@ -189,7 +190,7 @@ class Results:
 
         try:
             for place, completion in iterate_aside(
-                client.aio, lambda: as_completed(client.aio, queries(), concurrency), 2 * concurrency
+                client, lambda aio: as_completed(aio, queries(), concurrency), 2 * concurrency
             ):
                 self._take(asked[place], self._question.answer(completion))
                 watch(self.progress)
@@ -281,11 +282,11 @@ def stream(
     def queries() -> Iterator[Query | VllmNbError]:
         return (question.about(names) for row, names in enumerate(rows) if row not in known)
 
-    def answers() -> AsyncGenerator[Completion, None]:
-        return in_turn(client.aio, queries(), concurrency)
+    def answers(aio: AsyncEngineClient) -> AsyncGenerator[Completion, None]:
+        return in_turn(aio, queries(), concurrency)
 
     row = 0
-    for completion in iterate_aside(client.aio, answers, concurrency):
+    for completion in iterate_aside(client, answers, concurrency):
         while row in known:
             yield known.pop(row)
             row += 1
