@@ -85,7 +85,7 @@ class ToolRun:
 @dataclass(slots=True)
 class Choice:
     """One of the `n` answers. finish_reason: stop, tool_calls (it ended after calls), length, abort or error;
-    stop_reason: the text or id that hit. reasoning and tool_calls are not part of the text."""
+    stop_reason: the text or id that hit, of those asked for. reasoning and tool_calls are not part of the text."""
 
     index: int = 0
     text: str = ""

@@ -72,7 +72,8 @@ class Response:
             return None
         if choice.finish_reason is None and output.finish_reason:
             self._finish_text(item, output.finish_reason)
-            self._close(choice, output.finish_reason, output.stop_reason)
+            asked_for = output.stop_reason in seq.params.stop_token_ids  # else the model's own end
+            self._close(choice, output.finish_reason, output.stop_reason if asked_for else None)
         choice.text += item.text
         choice.reasoning += item.reasoning
         if choice.finish_reason:

@@ -1,5 +1,6 @@
 """The engine thread: whoever waits for it is told, however it ends; who alone may queue how much."""
 
+import asyncio
 import gc
 import threading
 import time
@@ -129,6 +130,15 @@ def test_who_finds_nobody_waiting_is_taken_however_much_it_asks(tiny_model_path)
             with pytest.raises(QueueFullError, match="1 requests are waiting, the limit is 4; try again later"):
                 engine.generate_stream(SamplingParams(max_tokens=3, n=8), "then")
         assert list(waits)[-1].finish_reason == "length"
+
+
+def test_prompts_that_come_together_do_not_stand_in_their_own_way(tiny_model_path):
+    async def ask(engine):
+        streams = await engine.agenerate_streams(SHORT, [Prompt(text=f"prompt {i}") for i in range(9)])
+        return [[item async for item in stream][-1].finish_reason for stream in streams]
+
+    with engine_of(tiny_model_path, max_queued_requests=4, max_queued_tokens=20) as engine:
+        assert asyncio.run(ask(engine)) == ["length"] * 9
 
 
 def test_a_list_does_not_fail_on_its_own_queue(tiny_model_path):

@@ -174,14 +174,14 @@ def test_calls_of_the_clients_own_tools_are_left_to_it(live):
 def test_an_abort_between_two_turns_ends_the_answer(live, monkeypatch):
     """It comes while the second turn is being queued, when the engine has nothing of the request."""
     engine, aborted = live.host.engine, []
-    queue = engine.agenerate_stream
+    queue = engine.agenerate_streams
 
     async def aborted_meanwhile(*args, **options):
         aborted.append(live.host.in_flight)
         live.host.abort_all()
         return await queue(*args, **options)
 
-    monkeypatch.setattr(engine, "agenerate_stream", aborted_meanwhile)
+    monkeypatch.setattr(engine, "agenerate_streams", aborted_meanwhile)
     with live.openai() as client:
         options = calling_noon() | {"max_tokens": 2000}
         options["extra_body"] |= {"ignore_eos": True}

@@ -123,6 +123,16 @@ def test_logprobs_and_their_bytes(client):
     assert all(entry.top_logprobs == [] for entry in alone)
 
 
+def test_the_models_own_end_is_no_stop_of_the_request(client):
+    """Which token it was is nobody's business; one that was asked for is told."""
+    options = GREEDY | {"messages": [{"role": "user", "content": "Say only: yes"}]}
+    choice = client.chat.completions.create(**options | {"max_tokens": 200}).choices[0]
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", None)
+    end = client.chat.completions.create(**options, extra_body={"return_token_ids": True}).choices[0].token_ids[-1]
+    asked = client.chat.completions.create(**options, extra_body={"stop_token_ids": [end]}).choices[0]
+    assert (asked.finish_reason, asked.stop_reason) == ("stop", end)
+
+
 def test_a_stop_text_is_cut_off(tiny_client):
     full = tiny_client.chat.completions.create(**BABBLE).choices[0].message.content
     stop = full[len(full) // 2 :][:2]

@@ -67,15 +67,7 @@ async def submit(
     """Queue one request a conversation; all or none. options: fields of ChatOptions.
 
     Raises RequestError, QueueFullError, EngineDeadError."""
-    streams: list[AsyncEngineStream] = []
-    try:
-        for conversation in conversations:
-            streams.append(await engine.agenerate_stream(params, conversation, **options))  # noqa: PERF401  # kept on an error
-    except BaseException:
-        for stream in streams:
-            stream.cancel()
-        raise
-    return streams
+    return await engine.agenerate_streams(params, conversations, **options)
 
 
 async def answer(

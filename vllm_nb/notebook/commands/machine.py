@@ -27,7 +27,7 @@ def _doctor(session: Session, options: argparse.Namespace) -> Table:
 
 def _findings() -> list[dict[str, Any]]:
     """Of `vllm-nb doctor`, in a process of its own: it imports torch, and this kernel does not."""
-    command = [sys.executable, "-m", "vllm_nb.cli", "doctor", "--json"]
+    command = [sys.executable, "-P", "-m", "vllm_nb.cli", "doctor", "--json"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     try:
         findings: list[dict[str, Any]] = json.loads(done.stdout)
