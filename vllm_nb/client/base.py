@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 SHORT = 10.0  # seconds, for what an engine answers at once
 ABORT = 2.0  # seconds; an interrupted user does not wait longer
+_NO_QUOTA = "insufficient_quota"  # as OpenAI says it, with the status of a rate limit
 
 
 @dataclass(frozen=True)
@@ -234,8 +237,7 @@ class BaseClient:
 
     def error_of(self, status: int, headers: Mapping[str, str], content: bytes) -> VllmNbError:
         """The exception for a reply that is not 200."""
-        retry_after = headers.get("retry-after", "")
-        wait = float(retry_after) if retry_after.isdecimal() else 1.0
+        wait = seconds_to_wait(headers.get("retry-after", ""))
         return self.error(status, payload(status, content).get("error"), wait)
 
     def error(self, status: int, details: Any, retry_after: float = 1.0) -> VllmNbError:
@@ -246,9 +248,21 @@ class BaseClient:
             return VllmNbError(f"engine {self.name!r} at {self.url} refuses the token: {message}")
         if status == 503 and details.get("code") == "engine_dead":
             return EngineDeadError(f"{message}; `%vllm start`, vllm_nb.start() or the same command starts a new engine")
+        if status == 429 and _NO_QUOTA in (details.get("code"), details.get("type")):  # waiting doesn't help
+            return VllmNbError(f"engine {self.name!r} at {self.url} has no quota left for this token: {message}")
         if status in (429, 503):
             return QueueFullError(message, retry_after)
         return GenerationError(message) if status >= 500 else RequestError(message)
+
+
+def seconds_to_wait(retry_after: str) -> float:
+    """From the header Retry-After, a number of seconds or a date (RFC 9110, 10.2.3); 1 where it says neither."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return float(retry_after) if re.fullmatch(r"\d{1,9}(\.\d*)?", retry_after, re.ASCII) else 1.0
 
 
 def is_ours(health: Mapping[str, Any]) -> bool:

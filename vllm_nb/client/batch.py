@@ -12,7 +12,8 @@ from vllm_nb.client.aio import AsyncEngineClient
 from vllm_nb.client.base import Query
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.interrupts import heed
-from vllm_nb.errors import EngineDeadError, QueueFullError, VllmNbError
+from vllm_nb.client.patience import Patience
+from vllm_nb.errors import EngineDeadError, VllmNbError
 
 if TYPE_CHECKING:
     from vllm_nb.client.http import EngineClient
@@ -30,13 +31,13 @@ async def as_completed(
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
-    numbered = enumerate(queries)
+    numbered, patience = enumerate(queries), Patience()
     running: set[asyncio.Task[tuple[int, Completion]]] = set()
     done: set[asyncio.Task[tuple[int, Completion]]] = set()
     try:
         while True:
             while len(running) < concurrency and (entry := next(numbered, None)) is not None:
-                running.add(asyncio.ensure_future(_ask(client, *entry)))
+                running.add(asyncio.ensure_future(_ask(client, patience, *entry)))
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -50,18 +51,17 @@ async def as_completed(
         await asyncio.gather(*running, *done, return_exceptions=True)
 
 
-async def _ask(client: AsyncEngineClient, place: int, query: Query | VllmNbError) -> tuple[int, Completion]:
+async def _ask(
+    client: AsyncEngineClient, patience: Patience, place: int, query: Query | VllmNbError
+) -> tuple[int, Completion]:
     if isinstance(query, VllmNbError):
         return place, Completion.failed(str(query))
-    while True:
-        try:
-            return place, await client.answer(query)
-        except QueueFullError as error:  # others use the engine too
-            await asyncio.sleep(error.retry_after)
-        except EngineDeadError:
-            raise
-        except VllmNbError as error:
-            return place, Completion.failed(str(error)).of(query, client.sync)
+    try:
+        return place, await patience.answer(client, query)
+    except EngineDeadError:
+        raise
+    except VllmNbError as error:
+        return place, Completion.failed(str(error)).of(query, client.sync)
 
 
 async def in_turn(
@@ -69,12 +69,12 @@ async def in_turn(
 ) -> AsyncGenerator[Completion, None]:
     """The answers in the order of the queries, `concurrency` of them asked at a time. A slow one holds back what comes
     after it, of which a few times as many are kept."""
-    room = asyncio.Semaphore(concurrency)
+    room, patience = asyncio.Semaphore(concurrency), Patience()
     waiting: collections.deque[asyncio.Task[Completion]] = collections.deque()
 
     async def answer(query: Query | VllmNbError) -> Completion:
         async with room:
-            return (await _ask(client, 0, query))[1]
+            return (await _ask(client, patience, 0, query))[1]
 
     rest = iter(queries)
     try:

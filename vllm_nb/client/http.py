@@ -66,7 +66,8 @@ class EngineClient(BaseClient, Observed):
     def batch(self, conversations: Iterable[Any], *, concurrency: int = 64, **params: Any) -> list[Completion]:
         """The answers to many conversations, `concurrency` of them asked at a time, in order.
 
-        A request that fails alone gives a Completion with `.error`; an engine that dies raises EngineDeadError.
+        A request that fails alone gives a Completion with `.error`, also one that a full server goes on refusing for
+        ten minutes in which nothing of the batch is answered; an engine that dies raises EngineDeadError.
         """
         from vllm_nb.client.batch import run_batch
 
