@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import fields
 from functools import partial
+from importlib.metadata import version
 
 import httpx
 import pytest
@@ -48,6 +49,22 @@ def test_run_reads_stdin_and_prints_json(engine, tiny_model_path):
     assert answer["choices"][0]["token_ids"] == expected.token_ids
     assert answer["usage"]["completion_tokens"] == expected.usage.completion_tokens
     assert answer["timings"]["total_s"] > 0
+
+
+def test_run_continues_plain_text(engine, tiny_model_path):
+    options = ["--raw", "--max-tokens", 6, "--temperature", 0, *OPTIONS]
+    expected = engine.client.generate("Once upon", max_tokens=6, temperature=0)
+    done = vllm_nb("run", tiny_model_path, "Once upon", *options)
+    assert (done.returncode, done.stdout.removesuffix("\n")) == (0, expected.text.removesuffix("\n"))
+    done = vllm_nb("run", tiny_model_path, "Once upon", *options, "--json")
+    assert json.loads(done.stdout)["choices"][0]["token_ids"] == expected.token_ids
+    done = vllm_nb("run", tiny_model_path, "x", "--raw", "--system", "y")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--system needs the chat template, which --raw leaves out" in done.stderr
+
+
+def test_version():
+    assert vllm_nb("--version").stdout == f"vllm-nb {version('vllm-nb')}\n"
 
 
 def test_ps_and_stop(runtime, tiny_model_path):

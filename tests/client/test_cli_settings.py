@@ -71,12 +71,17 @@ def test_lists_flags_and_json(parse):
         ("", {"VLLM_NB_PORT": "x"}, r"VLLM_NB_PORT must be a whole number, not 'x'"),
         ("", {"VLLM_NB_PREFIX_CACHE": "maybe"}, r"VLLM_NB_PREFIX_CACHE must be true or false, not 'maybe'"),
         ("", {"VLLM_NB_CONFIG": "/no/such.toml"}, r"file /no/such\.toml cannot be read: No such file"),
+        ("", {"VLLM_NB_MAX_MODLE_LEN": "9"}, r"has VLLM_NB_MAX_MODLE_LEN, .* did you mean VLLM_NB_MAX_MODEL_LEN\?"),
         ("isq = 'q4k'", {}, r"--isq: quantising while loading is not built yet"),
     ],
 )
 def test_mistakes_are_named(parse, toml, environment, message):
     with pytest.raises(VllmNbError, match=message):
         engine_settings(parse("serve m", toml, **environment))
+
+
+def test_other_names_in_the_environment_are_the_users_own(parse):
+    assert parse("serve m", VLLM_NB_RUNTIME_DIR="/tmp", VLLM_NB_API_KEY="k", VLLM_NB_CLASSROOM="3b").api_key == "k"
 
 
 @pytest.mark.parametrize("option", ["--isq q4k", "--lora a=b", "--fp8-kvcache", "--ranks 0,1"])

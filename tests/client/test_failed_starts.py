@@ -12,6 +12,7 @@ from vllm_nb.client import launch
 from vllm_nb.client.outcomes import Failed, TimedOut
 from vllm_nb.client.process import list_engines, start, stop
 from vllm_nb.client.runtime_dir import start_lock
+from vllm_nb.errors import ModelLoadError
 
 
 def test_all_who_wait_are_told_of_a_failure(runtime, tmp_path):
@@ -33,6 +34,8 @@ def test_a_missing_model_fails_with_the_engines_own_words(runtime, tmp_path):
     assert outcome.message in outcome.log_tail
     assert "Traceback" not in outcome.log_tail
     assert outcome.log_path.parent == runtime
+    with pytest.raises(ModelLoadError, match=r"none\.gguf"):
+        outcome.client  # noqa: B018  # as in a script that does not look at the outcome
     assert list_engines() == []
     assert not list(runtime.glob("*.json"))
 

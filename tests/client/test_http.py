@@ -1,5 +1,6 @@
 """The client against a real engine process: answers, interrupts that reach the engine, errors that say what to do."""
 
+import asyncio
 import gc
 import signal
 import socket
@@ -32,6 +33,18 @@ def eventually(client, condition) -> dict:
         assert time.monotonic() < deadline, state
         time.sleep(0.01)
     return state
+
+
+def test_a_stream_outside_of_with_says_how_it_is_used(client):
+    with pytest.raises(RequestError, match=r"a stream is used in a `with` block, .*with client\.stream"):
+        next(client.stream("Hi"))
+
+    async def outside():
+        async for _ in client.aio.stream("Hi"):
+            pytest.fail("nothing was sent")
+
+    with pytest.raises(RequestError, match=r"async with client\.aio\.stream"):
+        asyncio.run(outside())
 
 
 def test_a_client_that_nobody_closes_closes_its_connections(engine):

@@ -17,6 +17,7 @@ import pytest
 import vllm_nb
 from vllm_nb import BatchStopped, EngineClient, Results, batch
 from vllm_nb.client.rows import Rows
+from vllm_nb.errors import RequestError
 from vllm_nb.notebook.batch import make_question
 
 
@@ -249,6 +250,11 @@ def test_answers_in_a_file_outlive_the_process(client, echo, tmp_path):
     with pytest.raises(vllm_nb.RequestError, match=r"answers\.jsonl: there is no folder .*/missing$"):
         batch(["a"], engine=client, to=tmp_path / "missing" / "answers.jsonl")
     assert echo.answered == before
+
+
+def test_a_template_that_cannot_be_read_is_an_error_of_the_package(client):
+    with pytest.raises(RequestError, match="value"):
+        batch(["x"], "Is this {{ value ", engine=client)
 
 
 def test_where_nothing_is_left_to_ask_no_engine_is_started(client, tmp_path, monkeypatch):

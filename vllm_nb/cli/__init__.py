@@ -79,6 +79,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=_version() if "--version" in argv else "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     configurable: dict[str, argparse.ArgumentParser] = {}
 
@@ -112,6 +113,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _version() -> str:
+    """Takes a while to find."""
+    from vllm_nb import __version__
+
+    return f"vllm-nb {__version__}"
+
+
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
@@ -133,6 +141,7 @@ _SERVE_EXAMPLES = """  vllm-nb serve smollm2
 """
 _RUN_EXAMPLES = """  vllm-nb run smollm2 "Name three rivers." --temperature 0
   vllm-nb run smollm2 --json < prompt.txt
+  vllm-nb run gemma3-270m "The capital of France is" --raw --max-tokens 5
   vllm-nb run smollm2 "Is water wet?" --structured-outputs '{"choice": ["yes", "no"]}'
 """
 _CHAT_EXAMPLES = """  vllm-nb chat smollm2
@@ -179,6 +188,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?", default="-", help="the user's message; without, or with -, from stdin"
     )
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON, with usage and timings")
     add_sampling_options(parser)
     add_process_options(parser)
@@ -257,14 +267,17 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"{name} is not {sys.getfilesystemencoding()} text: convert it first, with iconv for example"
             )
+    if args.raw and args.system:
+        raise ValueError("--system needs the chat template, which --raw leaves out; drop one of them")
     messages = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": prompt})
     params = sampling_params(args)
     client = _engine(args)
     if args.json:
-        print(json.dumps(asdict(client.chat(messages, **params))))
+        completion = client.generate(prompt, **params) if args.raw else client.chat(messages, **params)
+        print(json.dumps(asdict(completion)))
         return 0
-    completion = print_answer(client, messages, params)
+    completion = print_answer(client.stream_text(prompt, **params) if args.raw else client.stream(messages, **params))
     if sys.stderr.isatty():
         print(completion.summary, file=sys.stderr)
     return 0

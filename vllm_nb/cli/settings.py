@@ -22,6 +22,7 @@ from vllm_nb.cli.options import Append, options_of
 from vllm_nb.errors import VllmNbError
 
 PREFIX = "VLLM_NB_"
+_NO_OPTIONS = ("config", "runtime_dir")  # which the environment may hold too
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 Commands = Mapping[str, argparse.ArgumentParser]
@@ -35,9 +36,21 @@ def apply(commands: Commands, argv: Sequence[str], environment: Mapping[str, str
     parser = commands.get(argv[0]) if argv else None
     if parser is None:
         return
+    _check_names(commands, environment)
     path = _config_path(argv) or environment.get(f"{PREFIX}CONFIG")
     values = _from_file(Path(path), commands, argv[0]) if path else {}
     parser.set_defaults(**values | _from_environment(parser, environment))
+
+
+def _check_names(commands: Commands, environment: Mapping[str, str]) -> None:
+    """Raises VllmNbError for a name that must be meant for another; further ones may be the user's own."""
+    options = {action.dest for parser in commands.values() for action in options_of(parser)}
+    known = {PREFIX + name.upper() for name in (*options, *_NO_OPTIONS)}
+    for name in environment:
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.85)
+            if near:
+                raise VllmNbError(f"the environment has {name}, which means nothing; did you mean {near[0]}?")
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ from vllm_nb.client.base import ABORT, SHORT, BaseClient, Query, is_ours, payloa
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.embeddings import PATH, embedding_body, vectors_of
 from vllm_nb.client.loops import LoopConnections
-from vllm_nb.errors import VllmNbError
+from vllm_nb.client.stream import NOT_ENTERED
+from vllm_nb.errors import RequestError, VllmNbError
 from vllm_nb.outputs import StreamItem
 
 if TYPE_CHECKING:
@@ -190,8 +191,10 @@ class AsyncChatStream:
         return self
 
     async def __anext__(self) -> StreamItem:
-        if self._over or self._items is None:
+        if self._over:
             raise StopAsyncIteration
+        if self._items is None:
+            raise RequestError(NOT_ENTERED)
         return await anext(self._items)
 
     async def abort(self) -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.registry import ProcessInfo
+from vllm_nb.errors import ModelLoadError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,20 @@ class Reused:
     ok: ClassVar[bool] = True
 
 
+class _WithoutClient:
+    """Asked for its client all the same, an outcome tells why it has none."""
+
+    __slots__ = ()
+    message: str
+
+    @property
+    def client(self) -> EngineClient:
+        """Raises ModelLoadError, with the message."""
+        raise ModelLoadError(self.message)
+
+
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(_WithoutClient):
     """The engine could not start: `message` says why. exit_code: None when another process had started it."""
 
     message: str
@@ -40,7 +53,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class TimedOut:
+class TimedOut(_WithoutClient):
     """Not ready in time; the engine goes on loading, and another start waits for it again."""
 
     message: str

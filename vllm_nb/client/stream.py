@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Self
 from vllm_nb.client.answers import AnswerReader
 from vllm_nb.client.base import Query
 from vllm_nb.client.completion import Completion
+from vllm_nb.errors import RequestError
 from vllm_nb.outputs import StreamItem
 
 if TYPE_CHECKING:
     import httpx
 
     from vllm_nb.client.http import EngineClient
+
+
+NOT_ENTERED = (
+    "a stream is used in a `with` block, whose end ends the request: `with client.stream(...) as stream: ...`, and "
+    "`async with client.aio.stream(...) as stream: ...`"
+)
 
 
 class ChatStream:
@@ -60,6 +67,8 @@ class ChatStream:
     def __next__(self) -> StreamItem:
         if self._over:  # what had arrived before an abort is not wanted any more
             raise StopIteration
+        if self._response is None:
+            raise RequestError(NOT_ENTERED)
         try:
             return next(self._items)
         except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.http import EngineClient
+from vllm_nb.client.stream import ChatStream
 from vllm_nb.errors import RequestError
 from vllm_nb.progress import Report
 
@@ -76,9 +77,9 @@ def _amount(report: Report) -> str:
     return f"{done} {unit}" if report.total is None else f"{done} of {report.total / scale:.{digits}f} {unit}"
 
 
-def print_answer(client: EngineClient, messages: Any, params: Mapping[str, Any]) -> Completion:
+def print_answer(stream: ChatStream) -> Completion:
     """Stream an answer to stdout. An interrupt ends it in the engine and is passed on."""
-    with client.stream(messages, **params) as stream:
+    with stream:
         return _print_stream(stream)
 
 

@@ -52,7 +52,10 @@ def batch(
     alone has its reason in `errors`, or its Answer has. Raises TypeError and ValueError for arguments that can't be
     right.
     """
-    question = make_question(template, system=system, schema=schema, params=params)
+    try:
+        question = make_question(template, system=system, schema=schema, params=params)
+    except UsageError as error:  # which is for magics
+        raise RequestError(str(error)) from None
     journal = None if to is None else Journal(Path(to).expanduser(), question)
     if iterates_once(data):
         client = engine or default_client()
