@@ -19,7 +19,12 @@ def threads():
     cpu.set_threads(before)
 
 
-def test_threads_are_those_of_the_last_engine(threads):
+def test_threads_are_those_of_the_last_engine(threads, caplog, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    place(EngineConfig(device="cpu", threads=5))
+    assert caplog.text == ""
+    place(EngineConfig(device="cpu", threads=6))
+    assert "6 threads take turns on 5 processors" in caplog.text
     place(EngineConfig(device="cpu", threads=5))
     assert cpu.describe()["threads"] == 5
     place(EngineConfig(device="cpu"))

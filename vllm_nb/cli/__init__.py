@@ -115,9 +115,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def _version() -> str:
     """Takes a while to find."""
-    from vllm_nb import __version__
+    from importlib.metadata import version
 
-    return f"vllm-nb {__version__}"
+    return f"vllm-nb {version('vllm-nb')}"
 
 
 def _sentence(text: str) -> str:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ def place(config: EngineConfig) -> Placement:
     """Raises ModelLoadError when the machine lacks what was asked for."""
     device = _device(config.device)
     name = _backend(config, device)
+    if config.threads is not None and config.threads > (processors := os.cpu_count() or 1):
+        log.warning("%d threads take turns on %d processors, which is slower than as many", config.threads, processors)
     kernels = importlib.import_module(f"vllm_nb.kernels.{name}")
     if name == "cpu":  # computes in float32, whatever weights and cache are held in
         _prepare_cpu(kernels)
