@@ -10,6 +10,7 @@ import pytest
 from vllm_nb import replay
 from vllm_nb.api import Engine
 from vllm_nb.config import EngineConfig
+from vllm_nb.inspection.follow import Recorder
 from vllm_nb.inspection.recording import RecordingError
 from vllm_nb.sampling import SamplingParams
 
@@ -83,6 +84,47 @@ def test_a_file_that_is_none_says_why(recording, tmp_path, change, message):
     with pytest.raises(RecordingError, match=message) as caught:
         replay(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"", gzip.compress(b"mine\n"), gzip.compress(b"mine" * 9999)[:-9]])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_is_no_recording_is_never_written_over(small_engine, tmp_path, content, overwrite):
+    file = tmp_path / "notes.ipynb"
+    file.write_bytes(content)
+    with pytest.raises(RecordingError, match=r"notes\.ipynb exists and is no recording of vllm_nb: give another name"):
+        small_engine.record(file, overwrite=overwrite)
+    assert file.read_bytes() == content
+
+
+def test_a_folder_is_not_written_over(small_engine, tmp_path):
+    with pytest.raises(RecordingError, match="cannot be written: Is a directory"):
+        small_engine.record(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines, raw: raw,
+        lambda lines, raw: raw[: len(raw) // 2],
+        lambda lines, raw: gzip.compress(lines[0].replace(b'"version": 2', b'"version": 3')),
+    ],
+    ids=["whole", "cut off", "newer"],
+)
+def test_a_recording_is_written_over_where_that_is_asked_for(small_engine, recording, tmp_path, change):
+    file = damaged(recording[0], tmp_path, change)
+    before = file.read_bytes()
+    with pytest.raises(RecordingError, match=r"is a recording already: give another name, or .*overwrite=True"):
+        small_engine.record(file)
+    assert file.read_bytes() == before
+    small_engine.record(file, overwrite=True).stop()
+    assert len(replay(file)) == 0
+
+
+def test_a_file_is_looked_at_before_its_engine(tmp_path):
+    file = tmp_path / "notes.ipynb"
+    file.write_text("{}")
+    with pytest.raises(RecordingError, match="no recording"):
+        Recorder(None, file)  # anything asked of this engine would fail
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,16 @@ def test_recording(engine, run, tmp_path, capsys):
     (number,) = timeline.end.finished
     assert len(timeline.end.sequences[number].output) == 3
 
+    error = run(f"%vllm record {file}").error_in_exec
+    assert type(error) is UsageError
+    assert f"%vllm record: {file} is a recording already" in str(error)
+    assert "`%vllm record --overwrite FILE`" in str(error)
+    assert len(replay(file)) == len(timeline)
+    assert run(f"%vllm record --overwrite {file}").success
+    assert type(run("%vllm record --stop --overwrite").error_in_exec) is UsageError
+    assert run("%vllm record --stop").success
+    assert len(replay(file)) == 0
+
 
 def test_a_panel_without_a_name(run):
     error = run("%vllm panel").error_in_exec

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 
 from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.events import Batch
-from vllm_nb.inspection.recording import RecordingFile
+from vllm_nb.inspection.recording import RecordingFile, check_writable
 from vllm_nb.inspection.timeline import Timeline
 
 MOST_EVENTS = 500_000  # that a live timeline keeps
@@ -109,9 +109,10 @@ class LiveTimeline(Timeline):
 class Recorder:
     """Records an engine into a file until it is stopped: `with client.record(FILE): ...`."""
 
-    def __init__(self, source: Source, path: str | Path):
+    def __init__(self, source: Source, path: str | Path, *, overwrite: bool = False):
+        check_writable(path, overwrite=overwrite)
         self._follower = Follower(source)
-        self._file = RecordingFile(path)
+        self._file = RecordingFile(path, overwrite=overwrite)
         self._file.write(self._follower.first)
         self._follower.start(self._file.write, "vllm-nb-recorder")
 

@@ -49,6 +49,9 @@ class Observed(ABC):
         """The same for everything that speaks of the same engine."""
         return f"{type(self).__name__} {id(self)}"
 
-    def record(self, path: str | Path) -> Recorder:
-        """Record all events into a file from now on; `.stop()` it, or use it with `with`. vllm_nb.replay reads it."""
-        return Recorder(self, path)
+    def record(self, path: str | Path, *, overwrite: bool = False) -> Recorder:
+        """Record all events into a file from now on; `.stop()` it, or use it with `with`. vllm_nb.replay reads it.
+
+        overwrite: replace a recording that is there. Raises RecordingError, also where another file is there.
+        """
+        return Recorder(self, path, overwrite=overwrite)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from vllm_nb.errors import VllmNbError
 from vllm_nb.events import VERSION, Batch, EventFormatError, check_version, dump, parse
@@ -19,20 +19,48 @@ from vllm_nb.inspection.timeline import Timeline
 
 FORMAT = "vllm_nb recording"
 _FAST = 3  # gzip level: a fifth of the size, at little cost to whoever records
+_LONGEST_HEADER = 4096  # bytes; the first line of another file may be all of it
 
 
 class RecordingError(VllmNbError):
     """A recording that cannot be read or written: missing, damaged, not a recording, or of a newer version."""
 
 
-class RecordingFile:
-    """Writes batches to a new file. Raises RecordingError when it cannot be created."""
+class _NoRecording(RecordingError):
+    """Something else than a recording."""
 
-    def __init__(self, path: str | Path):
+
+def check_writable(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raises RecordingError for a file that exists, unless it is a recording and may be overwritten."""
+    path = Path(path).expanduser()
+    try:
+        with gzip.open(path, "rb") as file:
+            _check_header(path, file.readline(_LONGEST_HEADER))
+    except FileNotFoundError:
+        return  # whether it can be created is seen when it is
+    except (EOFError, gzip.BadGzipFile, zlib.error, _NoRecording):
+        raise RecordingError(f"{path} exists and is no recording of vllm_nb: give another name") from None
+    except OSError as error:
+        raise RecordingError(f"{path} cannot be written: {error.strerror}") from None
+    except EventFormatError:
+        pass  # of another version, but a recording
+    if not overwrite:
+        raise RecordingError(
+            f"{path} is a recording already: give another name, or replace it with overwrite=True "
+            "(`%vllm record --overwrite FILE`)"
+        )
+
+
+class RecordingFile:
+    """Writes batches to a new file. Raises RecordingError when it cannot be created, and as check_writable does."""
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False):
         self.path = Path(path).expanduser()
         self.events = 0
+        check_writable(self.path, overwrite=overwrite)
         try:
-            self._file = gzip.open(self.path, "wb", _FAST)  # noqa: SIM115 closed by close()
+            mode: Literal["wb", "xb"] = "wb" if overwrite else "xb"  # somebody else may have created it just now
+            self._file = gzip.open(self.path, mode, _FAST)  # noqa: SIM115 closed by close()
         except OSError as error:
             raise RecordingError(f"{self.path} cannot be written: {error.strerror}") from None
         self._write(json.dumps({"format": FORMAT, "version": VERSION, "created": round(time.time())}))
@@ -82,7 +110,7 @@ def _check_header(path: Path, line: bytes) -> None:
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise RecordingError(f"{path} is no recording of vllm_nb: `%vllm record FILE` makes one")
+        raise _NoRecording(f"{path} is no recording of vllm_nb: `%vllm record FILE` makes one")
     check_version(header)
 
 

@@ -29,12 +29,13 @@ def _panel(session: Session, options: argparse.Namespace) -> "Panel":
 
 
 def _record_arguments(parser: Parser) -> None:
-    parser.add_argument("file", nargs="?", help="where to; an existing file is replaced")
+    parser.add_argument("file", nargs="?", help="where to")
+    parser.add_argument("--overwrite", action="store_true", help="replace the recording that FILE is")
     parser.add_argument("--stop", action="store_true", help="end the recording that runs")
 
 
 def _record(session: Session, options: argparse.Namespace) -> None:
-    if options.stop == (options.file is not None):
+    if options.stop == (options.file is not None) or (options.stop and options.overwrite):
         raise UsageError("%vllm record: give a FILE to begin with, or --stop to end")
     if options.stop:
         if session.recorder is None:
@@ -49,7 +50,7 @@ def _record(session: Session, options: argparse.Namespace) -> None:
     engine = session.engine_in_use()
     try:
         with told_to_the_user(engine.log_path):
-            session.recorder = engine.client.record(options.file)
+            session.recorder = engine.client.record(options.file, overwrite=options.overwrite)
     except EngineFailure as failure:
         if isinstance(failure.__cause__, RecordingError):  # the file's fault, not the engine's
             raise UsageError(f"%vllm record: {failure}") from None
