@@ -121,6 +121,23 @@ def test_a_series_is_asked_by_value_or_by_its_name(client, make):
     assert batch(series, engine=client).values == ["X", "Y"]
 
 
+@pytest.mark.parametrize(
+    ("data", "columns", "name", "values"),
+    [
+        ([{"text": "x", 1: 2}, {"mood": "warm", "text": "y"}], ["text", "1", "mood"], "mood", [None, "warm"]),
+        (["x", "y"], ["value"], "value", ["x", "y"]),
+        (["x", {"text": "y"}], ["value", "text"], "text", [None, "y"]),
+        ([], ["value"], "value", []),
+        (pd.Series(["x", None], name="text"), ["text"], "text", ["x", None]),
+        (pl.Series("text", ["x", None]), ["text"], "text", ["x", None]),
+    ],
+)
+def test_columns_of_what_is_no_frame(data, columns, name, values):
+    rows = Rows(data)
+    assert rows.columns == columns
+    assert rows.column(name) == values
+
+
 def test_an_odd_index_stays(client):
     frame = pd.DataFrame({"t": ["a", "b", "c"]}, index=[7, 7, 2])
     answered = batch(frame, "{{ t }}", engine=client).frame

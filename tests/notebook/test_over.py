@@ -41,6 +41,27 @@ def test_resume_asks_only_for_what_is_missing(shell, run):
     assert all(text and text != "kept" for text in frame["said"][1:])
 
 
+def test_dictionaries_are_resumed_and_keep_their_columns(shell, run):
+    """Not all of them have a column: the answers of an interrupted run are in some alone."""
+    shell.push({"rows": [{"text": "red"}, {"text": "blue", "mood": "kept"}, {"text": "green", "mood": None}]})
+    assert run("%%vllm --over rows --into mood --resume --max-tokens 3\n{{ text }}").success
+    moods = [row["mood"] for row in shell.user_ns["rows"]]
+    assert moods[1] == "kept"
+    assert all(mood and mood != "kept" for mood in moods[::2])
+
+    result = run("%%vllm --over rows --into text --max-tokens 3\n{{ text }}")
+    assert "--into text would overwrite what the prompt reads" in str(result.error_in_exec)
+    assert [row["text"] for row in shell.user_ns["rows"]] == ["red", "blue", "green"]
+
+
+def test_a_name_that_only_later_dictionaries_have(shell, run):
+    shell.push({"rows": [{"text": "red"}, {"text": "blue", "tone": "dark"}]})
+    assert run("%%vllm --over rows --into said --max-tokens 3\n{{ text }} {{ tone }}").success
+    first, second = shell.user_ns["rows"]
+    assert "the row has no 'tone'" in first["said_error"]
+    assert second["said"]
+
+
 def test_an_interrupt_keeps_the_rows_that_are_done(shell, run, engine):
     shell.push({"many": pd.DataFrame({"i": range(400)})})
 

@@ -40,11 +40,14 @@ class Rows:
 
     @property
     def columns(self) -> list[str]:
-        return [str(column) for column in self._data.columns] if self._is_frame else [str(self._name)]
+        """Of mappings the keys of them all, in the order in which they come."""
+        if self._is_frame:
+            return [str(column) for column in self._data.columns]
+        return list(dict.fromkeys(key for row in self._named() for key in row)) or [str(self._name)]
 
     def column(self, name: str) -> list[Any]:
         """A column's values, None for what is missing."""
-        values = list(self._data[name])
+        values = list(self._data[name]) if self._is_frame else [row.get(name) for row in self._named()]
         return [None if _is_missing(value) else value for value in values]
 
     def with_columns(self, added: Mapping[str, Sequence[Any]]) -> Any:
@@ -59,6 +62,15 @@ class Rows:
             return frame.with_columns([series(n, list(map(plain, v)), strict=False) for n, v in added.items()])
         named = (value if isinstance(value, Mapping) else {VALUE: value} for value in self._data)
         return [dict(row) | {name: values[i] for name, values in added.items()} for i, row in enumerate(named)]
+
+    def _named(self) -> Iterator[Row]:
+        """The rows of what is no frame, by the names of their columns."""
+        if self._library in ("pandas", "polars"):
+            return ({str(self._name): value} for value in self._data)
+        return (
+            {str(key): each for key, each in row.items()} if isinstance(row, Mapping) else {VALUE: row}
+            for row in self._data
+        )
 
 
 def row_of(value: Any, name: str = VALUE) -> Row:

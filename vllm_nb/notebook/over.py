@@ -61,13 +61,14 @@ def _rows(text: str, namespace: Mapping[str, Any]) -> Rows:
 
 def _check_names(rows: Rows, options: CellOptions, template: str, namespace: Mapping[str, Any]) -> None:
     """Names that no row has, and a column that would take the place of what is asked about."""
-    asked = names_in(template)
-    if options.into in asked & set(rows.columns):
+    asked, columns = names_in(template), rows.columns
+    if options.into in asked & set(columns):
         raise UsageError(f"%%vllm: --into {options.into} would overwrite what the prompt reads; name another column")
     first = next(iter(rows), {})
-    unknown = sorted(asked - set(first) - set(namespace)) if first else []
+    names = dict.fromkeys([*first, *columns])  # rows need not all have the same
+    unknown = sorted(asked - set(names) - set(namespace)) if first else []
     if unknown:
-        columns = [name for name in first if name != "row"]
+        columns = [name for name in names if name != "row"]
         hint = did_you_mean(unknown[0], columns) or f"; columns are {', '.join(columns)}"
         raise UsageError(f"%%vllm: {{{{ {unknown[0]} }}}}: no row has {unknown[0]!r}{hint}")
 
