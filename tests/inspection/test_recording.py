@@ -1,6 +1,7 @@
 """Recording: what was seen live, seen again later."""
 
 import gzip
+import itertools
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ import pytest
 from vllm_nb import replay
 from vllm_nb.api import Engine
 from vllm_nb.config import EngineConfig
+from vllm_nb.events import Batch
 from vllm_nb.inspection.follow import Recorder
-from vllm_nb.inspection.recording import RecordingError
+from vllm_nb.inspection.recording import FLUSH_SECONDS, RecordingError, RecordingFile, read_batches
 from vllm_nb.sampling import SamplingParams
 
 
@@ -67,7 +69,7 @@ def damaged(path, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines, raw: raw[: len(raw) // 2], "cut off"),
+        (lambda lines, raw: raw[:100], "cut off"),
         (lambda lines, raw: b"hello", "not a gzip file"),
         (lambda lines, raw: gzip.compress(b"hello\n"), "no recording of vllm_nb"),
         (lambda lines, raw: gzip.compress(lines[0]), "holds no events"),
@@ -84,6 +86,42 @@ def test_a_file_that_is_none_says_why(recording, tmp_path, change, message):
     with pytest.raises(RecordingError, match=message) as caught:
         replay(file)
     assert str(file) in str(caught.value)
+
+
+def test_what_there_is_of_one_that_is_cut_off_is_shown(recording, tmp_path):
+    file = damaged(recording[0], tmp_path, lambda lines, raw: raw[:-9])
+    with pytest.warns(UserWarning, match=r"damaged\.vnb is cut off: the recording was not stopped.*what there is"):
+        timeline = replay(file)
+    assert len(timeline) > 0
+
+
+def test_what_was_recorded_some_seconds_ago_is_on_the_disk(recording, tmp_path):
+    """Each look at the file is what a process that ends there would leave."""
+    first, second, third = itertools.islice(read_batches(recording[0]), 3)
+    now = [0.0]
+    file = RecordingFile(tmp_path / "killed.vnb", clock=lambda: now[0])
+
+    def left() -> int:
+        with pytest.warns(UserWarning, match="cut off"):
+            return len(replay(file.path))
+
+    with pytest.raises(RecordingError, match="cut off"):  # its header alone, but no "no recording"
+        replay(file.path)
+    file.write(first)
+    assert left() == len(first.events)
+    size = file.path.stat().st_size
+    file.write(second)
+    assert file.path.stat().st_size == size  # not at each event
+    now[0] = FLUSH_SECONDS
+    file.write(Batch(third.offset, []))  # the engine does nothing more
+    assert left() == len(first.events) + len(second.events) > len(first.events)
+    size = file.path.stat().st_size
+    now[0] = 2 * FLUSH_SECONDS
+    file.write(Batch(third.offset, []))
+    assert file.path.stat().st_size == size
+    file.write(third)
+    assert left() == len(first.events) + len(second.events) + len(third.events)
+    file.close()
 
 
 @pytest.mark.parametrize("content", [b"{}", b"", gzip.compress(b"mine\n"), gzip.compress(b"mine" * 9999)[:-9]])

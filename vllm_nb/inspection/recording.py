@@ -7,8 +7,9 @@ the first of which has a snapshot (docs/events.md).
 import gzip
 import json
 import time
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -19,6 +20,7 @@ from vllm_nb.inspection.timeline import Timeline
 
 FORMAT = "vllm_nb recording"
 _FAST = 3  # gzip level: a fifth of the size, at little cost to whoever records
+FLUSH_SECONDS = 2.0  # each flush costs a little of the compression
 _LONGEST_HEADER = 4096  # bytes; the first line of another file may be all of it
 
 
@@ -28,6 +30,10 @@ class RecordingError(VllmNbError):
 
 class _NoRecording(RecordingError):
     """Something else than a recording."""
+
+
+class _CutOff(RecordingError):
+    """A recording without its end."""
 
 
 def check_writable(path: str | Path, *, overwrite: bool = False) -> None:
@@ -52,9 +58,13 @@ def check_writable(path: str | Path, *, overwrite: bool = False) -> None:
 
 
 class RecordingFile:
-    """Writes batches to a new file. Raises RecordingError when it cannot be created, and as check_writable does."""
+    """Writes batches to a new file, and on to the disk every few seconds, so that little is lost with the process.
+    Raises RecordingError when it cannot be created, and as check_writable does."""
 
-    def __init__(self, path: str | Path, *, overwrite: bool = False):
+    def __init__(
+        self, path: str | Path, *, overwrite: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self.path = Path(path).expanduser()
         self.events = 0
         check_writable(self.path, overwrite=overwrite)
@@ -64,14 +74,23 @@ class RecordingFile:
         except OSError as error:
             raise RecordingError(f"{self.path} cannot be written: {error.strerror}") from None
         self._write(json.dumps({"format": FORMAT, "version": VERSION, "created": round(time.time())}))
+        self._flush()
 
     def write(self, batch: Batch) -> None:
+        """To be called with empty batches too, from time to time: what came before them is flushed then."""
         if batch.events or batch.snapshot is not None:
             self._write(dump(batch))
             self.events += len(batch.events)
+        if batch.snapshot is not None or (self._unflushed and self._clock() - self._flushed >= FLUSH_SECONDS):
+            self._flush()
 
     def _write(self, line: str) -> None:
         self._file.write(line.encode() + b"\n")
+        self._unflushed = True
+
+    def _flush(self) -> None:
+        self._file.flush(zlib.Z_SYNC_FLUSH)
+        self._flushed, self._unflushed = self._clock(), False
 
     def close(self) -> None:
         """Complete the file. Safe to call twice."""
@@ -95,7 +114,7 @@ def read_batches(path: str | Path) -> Iterator[Batch]:
     except FileNotFoundError:
         raise RecordingError(f"there is no recording {path}") from None
     except EOFError:
-        raise RecordingError(f"{path} is cut off: the recording was not stopped, or not copied completely") from None
+        raise _CutOff(f"{path} is cut off: the recording was not stopped, or not copied completely") from None
     except gzip.BadGzipFile:
         raise RecordingError(f"{path} is no recording of vllm_nb: it is not a gzip file, or damaged") from None
     except (OSError, zlib.error) as error:
@@ -117,13 +136,18 @@ def _check_header(path: Path, line: bytes) -> None:
 def replay(path: str | Path) -> Timeline:
     """A recording as a timeline, to be looked at step by step or through panels: replay(FILE).at(12), .panel("kv").
 
-    Raises RecordingError.
+    Of one that is cut off, as by a kernel that was restarted, what there is, with a warning. Raises RecordingError.
     """
     batches = read_batches(path)
+    timeline: Timeline | None = None
     try:
         timeline = Timeline(next(batches))
         for batch in batches:
             timeline.extend(batch)
+    except _CutOff as cut_off:
+        if timeline is None:
+            raise
+        warnings.warn(f"{cut_off}; this is what there is of it", stacklevel=2)
     except StopIteration:
         raise RecordingError(f"{path} holds no events: the recording was stopped before it had begun") from None
     except EventFormatError as error:
