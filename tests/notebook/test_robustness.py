@@ -7,11 +7,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from vllm_nb.client import process
+from vllm_nb.client.completion import Completion
 from vllm_nb.client.http import EngineClient
+from vllm_nb.errors import VllmNbError
+from vllm_nb.notebook.answer import Answer
+from vllm_nb.outputs import StreamItem
 
 LONG = {"max_tokens": 20_000, "ignore_eos": True}
 STORY = "%%vllm --ignore-eos --max-tokens 20000 -o kept\nTell me a story."
@@ -34,12 +41,18 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def interrupt_when(condition: Callable[[], object]) -> None:
+def when(condition: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
     def wait() -> None:
         wait_for(condition)
-        os.kill(os.getpid(), signal.SIGINT)
+        act()
 
-    threading.Thread(target=wait).start()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def interrupt_when(condition: Callable[[], object]) -> None:
+    when(condition, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def idle(client: EngineClient) -> bool:
@@ -92,6 +105,57 @@ def test_an_engine_that_is_killed_leaves_the_text_and_says_how_to_go_on(shell, r
     assert shell.user_ns["kept"].text
     assert shell.user_ns["_"].finish_reason == "abort"
     assert "Traceback" not in capsys.readouterr().out
+
+
+def test_an_engine_that_is_stopped_elsewhere_ends_the_cell_with_an_error(shell, run, tiny, capsys) -> None:
+    """Not as an answer that somebody interrupted: "Run All" would go on with half of it."""
+    thread = when(lambda: tiny.state()["kv_blocks"]["used"] > 4, lambda: process.stop("tiny"))
+    error = run(STORY).error_in_exec
+    thread.join()
+    assert type(error).__name__ == "EngineFailure"
+    assert "is not running any more (it was stopped in mid-answer): start it again with `%vllm start`" in str(error)
+    kept = shell.user_ns["kept"]
+    assert kept is shell.user_ns["_"]
+    assert kept.text
+    assert shell.display_pub.outputs[-1]["data"]["text/plain"] == kept.text
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_an_engine_that_is_stopped_before_the_first_token_leaves_nothing(run, tiny) -> None:
+    with tiny.stream("Hello", n=2, **LONG) as busy:
+        next(busy)
+        thread = when(lambda: tiny.state()["waiting"] == 1, lambda: process.stop("tiny"))
+        error = run(STORY).error_in_exec
+    thread.join()
+    assert type(error).__name__ == "EngineFailure"
+    assert "it was stopped in mid-answer" in str(error)
+
+
+def test_a_request_that_is_aborted_by_its_id_ends_as_an_answer(shell, run, tiny) -> None:
+    """Somebody did that on purpose: the engine lives on, and what there is counts."""
+
+    def abort() -> None:
+        (number,) = tiny.view().running
+        tiny.abort(tiny.view().sequences[number].request_id)
+
+    thread = when(lambda: tiny.state()["kv_blocks"]["used"] > 4, abort)
+    result = run(STORY)
+    thread.join()
+    assert result.success
+    assert result.result.finish_reason == "abort"
+    assert result.result.text
+    assert shell.user_ns["kept"] is result.result
+    assert idle(tiny)
+
+
+def test_another_server_that_ends_a_request_has_not_answered() -> None:
+    """Nobody can abort by id there, so nobody has asked for it."""
+    stream = nullcontext([])
+    stream.completion = Completion("m")
+    stream.completion.add(StreamItem("r", 0, "Half an", [], finish_reason="abort"))
+    client = SimpleNamespace(ours=False, name="gpu", url="http://gpu:8000")
+    with pytest.raises(VllmNbError, match=r"'gpu' at http://gpu:8000 ended the request before .*: run the cell again"):
+        Answer(client, stream, Mock()).show()
 
 
 NOTEBOOK = """

@@ -8,12 +8,12 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from vllm_nb.client.completion import Completion
 from vllm_nb.client.http import EngineClient
 from vllm_nb.client.stream import ChatStream
-from vllm_nb.errors import VllmNbError
+from vllm_nb.errors import EngineDeadError, VllmNbError
 from vllm_nb.notebook.display import UPDATE_INTERVAL, Frame, View
 from vllm_nb.outputs import StreamItem
 
@@ -43,8 +43,8 @@ class Answer:
         self.completion: Completion = stream.completion
 
     def show(self) -> None:
-        """Run the request to its end. Raises what the client raises; after a KeyboardInterrupt the request has ended
-        in the engine."""
+        """Run the request to its end. Raises what the client raises, EngineDeadError also where the engine was stopped
+        meanwhile; after a KeyboardInterrupt the request has ended in the engine."""
         self._show()
         reader = threading.Thread(target=self._read, name="vllm-nb-answer", daemon=True)
         reader.start()
@@ -55,6 +55,8 @@ class Answer:
                 elif self._first_token is None:
                     self._look()
                 self._show()
+            if any(choice.finish_reason == "abort" for choice in self.completion.choices):
+                self._check_engine()
         except KeyboardInterrupt:
             self._stop(reader)
             raise
@@ -94,6 +96,21 @@ class Answer:
             self.completion = self._stream.snapshot()
             self._stream.abort()
         self.completion.mark_aborted()
+
+    def _check_engine(self) -> None:
+        """The answer was ended from elsewhere: on purpose, where the engine lives on, as its second batch of events
+        tells; one that is about to end sends no second. Raises VllmNbError where it was not on purpose."""
+        client = self._client
+        if not client.ours:  # nobody can abort by id there
+            raise VllmNbError(
+                f"{client.name!r} at {client.url} ended the request before the answer was complete: run the cell again"
+            )
+        try:
+            with closing(client.events()) as batches:
+                next(batches)
+                next(batches)
+        except EngineDeadError:
+            raise client.gone(InterruptedError("it was stopped in mid-answer")) from None
 
     # What is shown
 
