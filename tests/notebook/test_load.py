@@ -1,7 +1,9 @@
 """Loading the extension is light and silent, and can be undone."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -65,3 +67,12 @@ def test_unload_takes_the_magics_away_and_load_brings_them_back(shell: Interacti
 def test_help_of_the_magic_names_every_subcommand(shell: InteractiveShell) -> None:
     text = shell.find_line_magic("vllm").__doc__
     assert all(f"%vllm {name}" in text for name in ("start", "ps", "use", "stop", "logs"))
+
+
+def test_the_help_that_the_readme_names_works_in_a_cell_of_its_own(run, capsys) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"`(%+vllm [^`]*-h)`", readme)
+    assert lines
+    for line in lines:
+        assert run(line).success
+        assert "--temperature X" in capsys.readouterr().out
