@@ -40,7 +40,8 @@ class Echo(BaseHTTPRequestHandler):
             return None
         if prompt.startswith("bad"):
             return self._reply(400, {"error": {"message": "no bad prompts"}})
-        choice = {"index": 0, "message": {"role": "assistant", "content": prompt.upper()}, "finish_reason": "stop"}
+        reason = "abort" if prompt.startswith("cut") else "stop"
+        choice = {"index": 0, "message": {"role": "assistant", "content": prompt.upper()}, "finish_reason": reason}
         return self._reply(200, {"id": "x", "model": "echo", "choices": [choice], "usage": {"completion_tokens": 2}})
 
     def _reply(self, status, body):
@@ -182,6 +183,12 @@ def test_what_is_wrong_with_every_row_is_said_before_the_first(client, echo, arg
 def test_what_is_no_table_is_refused(client, data):
     with pytest.raises(TypeError, match="a table is a DataFrame, a Series, a list or an iterator of rows"):
         batch(data, engine=client)
+
+
+def test_half_an_answer_is_none(client):
+    results = batch(["a", "cut off", "b"], engine=client)
+    assert (results.values, results.complete) == (["A", None, "B"], False)
+    assert "the answer was cut off: its engine stopped, or somebody ended it" in results.errors[1]
 
 
 def test_a_row_that_lacks_a_name_fails_alone(client):

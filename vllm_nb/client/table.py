@@ -70,6 +70,10 @@ class Answer:
         if completion.error is not None:
             return cls(error=completion.error)
         tokens = completion.usage.completion_tokens if completion.usage else 0
+        if completion.finish_reason == "abort":  # half an answer is none
+            return cls(
+                completion.text, None, "the answer was cut off: its engine stopped, or somebody ended it", tokens
+            )
         if not shaped:
             return cls(completion.text, completion.text, None, tokens)
         try:
