@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { blockAfterKey, blockAt, CELL_SHARED, CELL_STORED, CELL_USED, CELL_WRITTEN, cellLayout, cellStore, cellWords, numbersIn } from "./cells.js";
+import { cellPainter } from "./cell_painter.js";
 import { blockFacts } from "./kv.js";
 
 test("every block has a place, and the place leads back to it", () => {
@@ -63,4 +64,30 @@ test("what is said of a block", () => {
     tokens: "x", references: "2: r [0], block 1 of its table", hash: "b", chain: "a", written: "in this step",
   });
   assert.equal(Object.fromEntries(blockFacts({ ...chosen, hash: null })).chain, undefined);
+});
+
+/** The colours in which a cell is filled, one upon the other, on a page where each role is a colour of that name. */
+function fillsOf(cell) {
+  const fills = [];
+  const pen = new Proxy({ createPattern: () => "hatch", fillRect: () => fills.push(pen.fillStyle) }, {
+    get: (known, name) => known[name] ?? (() => {}),
+    set: (known, name, value) => value === undefined || (known[name] = value) !== undefined, // as a canvas does
+  });
+  const element = () => ({ style: {}, setAttribute() {}, append() {}, after() {}, getContext: () => pen });
+  const page = { document: { createElement: element }, window: {}, getComputedStyle: () => ({ getPropertyValue: (name) => name }) };
+  Object.assign(globalThis, page);
+  try {
+    cellPainter(element(), {}).paint([cell], { columns: 1, rows: 1, side: 4 }, 16);
+  } finally {
+    for (const name of Object.keys(page)) delete globalThis[name];
+  }
+  return fills;
+}
+
+test("a block has the colour of its owner, and one that was cached before anybody watched has one too", () => {
+  const cell = (owner) => ((owner << 16) | CELL_STORED | 16) >>> 0;
+  assert.deepEqual(fillsOf(0), ["--vn-surface"]);
+  assert.deepEqual(fillsOf(cell(1)), ["--vn-surface", "--vn-series0"]);
+  assert.deepEqual(fillsOf(cell(65535)), ["--vn-surface", "--vn-series6"]);
+  assert.deepEqual(fillsOf(cell(0)), ["--vn-surface", "--vn-series7"]);
 });

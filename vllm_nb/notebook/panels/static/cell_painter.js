@@ -1,6 +1,6 @@
 // Paints the cells of the KV map on a canvas, and above it, on another, what the reader has chosen.
 
-import { CELL_SHARED, CELL_STORED, CELL_USED, CELL_WRITTEN, ownerOf } from "./cells.js";
+import { CELL_SHARED, CELL_STORED, CELL_USED, CELL_WRITTEN, seriesOf } from "./cells.js";
 import { colour, html } from "./dom.js";
 
 const SERIES_COUNT = 8;
@@ -26,9 +26,8 @@ export function cellPainter(canvas, themed) {
     context.fillStyle = palette.surface;
     context.fillRect(x, y, inner, inner);
     if (!(value & (CELL_USED | CELL_STORED))) return;
-    const hue = palette.series[(ownerOf(value) - 1) % SERIES_COUNT];
     context.globalAlpha = value & CELL_USED ? 1 : 0.3;
-    context.fillStyle = hue;
+    context.fillStyle = palette.series[seriesOf(value, SERIES_COUNT)];
     const filled = side > 9 ? (inner * (value & 0xff)) / Math.min(blockSize, 255) : inner;
     context.fillRect(x, y + inner - filled, inner, filled);
     context.globalAlpha = 1;

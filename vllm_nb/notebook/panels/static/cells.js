@@ -9,6 +9,12 @@ export function ownerOf(cell) {
   return cell >>> 16;
 }
 
+/** Which of `count` series colours a cell has. Nobody's has the last, as kv.py has it: it was stored before anybody
+ * watched. */
+export function seriesOf(cell, count) {
+  return (ownerOf(cell) + count - 1) % count;
+}
+
 export function packedOwner(sequence) {
   return (sequence % 65535) + 1;
 }
