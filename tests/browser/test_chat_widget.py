@@ -81,6 +81,14 @@ def test_where_a_cell_keeps_the_kernel_busy_the_chat_says_so(lab, page):
         expect(chat.locator(".vn-notice")).to_be_hidden()
 
 
+def test_after_a_restart_the_chat_says_that_its_kernel_is_gone(lab, page):
+    notebook = lab.open(page, [SETUP])
+    chat = notebook.run(0).locator(".vn-chat")
+    notebook.restart_kernel()
+    expect(chat.locator(".vn-notice")).to_contain_text("The kernel was restarted: run the cell again")
+    expect(chat.get_by_role("button", name="Send (Ctrl+Enter)")).to_be_disabled()
+
+
 def test_a_reload_in_the_middle_of_an_answer_shows_all_of_it(lab, page):
     notebook = lab.open(page, [SETUP.replace("max_tokens=6", "max_tokens=100, ignore_eos=True")])
     chat = notebook.run(0).locator(".vn-chat")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_nb.notebook.chat_widget import UI
 from vllm_nb.notebook.panels import memory
 from vllm_nb.notebook.panels.bundle import STATIC, bundle
 from vllm_nb.notebook.panels.svg import nice_ticks
@@ -52,13 +53,14 @@ def test_logic(file: str, modules: Path) -> None:
     assert "# pass 0" not in done.stdout
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in STATIC.glob("*.js")))
-def test_a_bundle_is_one_module_without_imports(file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", [*sorted(STATIC.glob("*.js")), UI / "widget.js"], ids=lambda path: path.name)
+def test_a_bundle_is_one_module_without_imports(file: Path, tmp_path: Path) -> None:
     """Also that no two of its parts use the same name."""
-    (tmp_path / "bundle.mjs").write_text(bundle(file))
+    module = bundle(file.name, file.parent)
+    (tmp_path / "bundle.mjs").write_text(module)
     done = subprocess.run(["node", "--check", tmp_path / "bundle.mjs"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = bundle(file).splitlines()
+    lines = module.splitlines()
     assert not [line for line in lines if line.startswith(("import ", "export ")) and "export default" not in line]
 
 

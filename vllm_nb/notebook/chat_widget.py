@@ -53,9 +53,11 @@ class Chat(anywidget.AnyWidget):
     model = traitlets.Unicode("").tag(sync=True)
     notice = traitlets.Unicode("").tag(sync=True)
     height = traitlets.Int(560).tag(sync=True)  # pixels
+    panel_id = traitlets.Unicode().tag(sync=True)  # by which its view finds its model, as that of a panel does
 
     def __init__(self, source: Source, conversation: Conversation, *, height: int = 560):
         super().__init__(height=height, model=source.name)
+        self.panel_id = self.model_id
         self._source = source
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None

@@ -39,7 +39,8 @@ export class ChatView {
     root.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  // state: {conversation, live: {id, tokens, rate, ttft} or null, busy, elapsed: seconds, model, notice, hint}
+  // state: {conversation, live: {id, tokens, rate, ttft} or null, busy, elapsed: seconds, model, notice, hint,
+  // gone: nobody takes what is written}
   render(state) {
     const following = this.#atEnd();
     this.state = state;
@@ -54,7 +55,7 @@ export class ChatView {
     this.#greet(branch.length === 0, state.hint);
     this.model.textContent = state.model ?? "";
     this.settings.show(conversation);
-    this.composer.setBusy(busy);
+    this.composer.setBusy(busy, state.gone);
     if (state.notice !== undefined) this.notify(state.notice);
     this.#announce(busy, branch.at(-1));
     if (following) this.#toEnd();

@@ -28,8 +28,10 @@ export class Composer {
     this.area.focus();
   }
 
-  setBusy(busy) {
+  // gone: nobody would take what is sent, so that it stays here
+  setBusy(busy, gone = false) {
     this.#busy = busy;
+    this.button.disabled = gone;
     const label = busy ? "Stop (Esc)" : "Send (Ctrl+Enter)";
     this.button.replaceChildren(icon(busy ? "stop" : "send"));
     this.button.classList.toggle("vn-stop", busy);
@@ -57,7 +59,7 @@ export class Composer {
 
   #send() {
     const text = this.area.value.trim();
-    if (!text && !this.#images.length) return;
+    if (this.button.disabled || (!text && !this.#images.length)) return;
     const images = this.#images.map((url) => ({ type: "image_url", image_url: { url } }));
     this.actions.send(images.length ? [...images, ...(text ? [{ type: "text", text }] : [])] : text);
     this.area.value = "";

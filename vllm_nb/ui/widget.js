@@ -2,11 +2,18 @@
 
 import { ChatView } from "./chat.js";
 import { download, h, iconButton, pickFile } from "./dom.js";
+import { isAlive, watchKernel } from "../notebook/panels/static/kernel.js";
 import { Conversation } from "./tree.js";
 
 const PATIENCE = 1500; // ms until a message that the kernel has not taken is worth a word
 const BUSY = "The kernel is busy with a cell and takes this up when the cell ends. Interrupt the cell (■ above the notebook) to have it now.";
+const GONE = "The kernel was restarted: run the cell again for a new chat. Export still saves this one, as JSON or Markdown.";
 const TRAITS = ["state", "generation", "live", "busy", "model", "notice"];
+
+/** What stands above the composer. gone: the kernel is another one; late: it has not taken a message for a while. */
+function noticeOf({ gone, late, notice }) {
+  return gone ? GONE : late ? BUSY : notice;
+}
 
 class Widget {
   #waiting = new Map(); // timers of messages that are not taken yet, by id
@@ -29,10 +36,12 @@ class Widget {
     model.on("msg:custom", this.receive);
     this.timer = setInterval(() => model.get("busy") && this.draw(), 250); // the seconds until the first token
     this.draw();
+    this.stopAsking = watchKernel(model, this.root, (isThere) => this.#setGone(!isThere));
   }
 
   close() {
     clearInterval(this.timer);
+    this.stopAsking();
     for (const timer of this.#waiting.values()) clearTimeout(timer);
     for (const name of TRAITS) this.model.off(`change:${name}`, this.draw);
     this.model.off("msg:custom", this.receive);
@@ -49,8 +58,10 @@ class Widget {
     if (live?.id !== this.liveId) [this.liveId, this.began] = [live?.id, performance.now()];
     const elapsed = (performance.now() - this.began) / 1000;
     view.title.textContent = conversation.title || "Chat";
-    const notice = this.late ? BUSY : model.get("notice");
-    view.render({ conversation, live, busy: model.get("busy"), elapsed, model: model.get("model"), notice });
+    const { gone, late } = this;
+    const writing = gone ? { live: null, busy: false } : { live, busy: model.get("busy") };
+    const notice = noticeOf({ gone, late, notice: model.get("notice") });
+    view.render({ conversation, ...writing, elapsed, gone, model: model.get("model"), notice });
   }
 
   receive({ handled, export: kind, content }) {
@@ -64,11 +75,21 @@ class Widget {
   #tell(action, args) {
     const id = [...crypto.getRandomValues(new Uint32Array(2))].join("-");
     this.#waiting.set(id, setTimeout(() => this.#setLate(true), PATIENCE));
-    this.model.send({ id, action, args });
+    try {
+      this.model.send({ id, action, args });
+    } catch {
+      this.#setGone(true);
+    }
   }
 
-  #setLate(late) {
+  async #setLate(late) {
     this.late = late && this.#waiting.size > 0;
+    this.draw();
+    if (this.late && !(await isAlive(this.model))) this.#setGone(true); // one that is busy answers when it is not
+  }
+
+  #setGone(gone) {
+    this.gone = gone;
     this.draw();
   }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(?P<name>[\w-]+\.js)";\n', re.MULTILINE)
+_IMPORT = re.compile(r'^import \{[^}]*\} from "(?P<path>\.\.?/[\w./-]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(async )?(function|const|class) )", re.MULTILINE)
 
 
@@ -14,18 +14,18 @@ _EXPORT = re.compile(r"^export (?=(async )?(function|const|class) )", re.MULTILI
 def bundle(name: str, folder: Path = STATIC) -> str:
     """The module NAME of a folder with what it imports in front of it. Its parts share one scope: their names differ,
     which the tests check by loading every bundle."""
-    done: list[str] = []
-    parts = _parts(name, folder, done)
+    parts = _parts((folder / name).resolve(), [])
     return "\n".join(_EXPORT.sub("", part) for part in parts)
 
 
-def _parts(name: str, folder: Path, done: list[str]) -> list[str]:
-    if name in done:
+def _parts(file: Path, done: list[Path]) -> list[str]:
+    if file in done:
         return []
-    done.append(name)
-    source = (folder / name).read_text(encoding="utf-8")
-    before = [part for match in _IMPORT.finditer(source) for part in _parts(match["name"], folder, done)]
-    return [*before, f"// {name}\n{_IMPORT.sub('', source)}"]
+    done.append(file)
+    source = file.read_text(encoding="utf-8")
+    imported = [(file.parent / match["path"]).resolve() for match in _IMPORT.finditer(source)]
+    before = [part for each in imported for part in _parts(each, done)]
+    return [*before, f"// {file.name}\n{_IMPORT.sub('', source)}"]
 
 
 @cache

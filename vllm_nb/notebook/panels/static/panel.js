@@ -2,6 +2,7 @@
 // or the kernel is gone.
 
 import { html } from "./dom.js";
+import { watchKernel } from "./kernel.js";
 import { transportBar } from "./transport.js";
 
 /**
@@ -47,20 +48,14 @@ function show(title, build, model, el) {
   let number = 0; // messages may overtake each other: one way leads past a cell that runs, another does not
   const seen = (visible) => tell({ type: "seen", view, number: (number += 1), visible });
   const stopWatching = watchVisible(box, seen);
-  const sayWhetherAlive = async () => bar.setKernel(await isAlive(model));
-  model.on("comm_live_update", sayWhetherAlive);
-  const stopListening = watchKernel(model.widget_manager.kernel, () => bar.setKernel(false)); // undefined elsewhere
-  const stopAwaiting = awaitReader(box, sayWhetherAlive);
   draw();
-  sayWhetherAlive(); // what a notebook was saved with has no kernel
+  const stopAsking = watchKernel(model, box, (isThere) => bar.setKernel(isThere));
 
   return () => {
     stopWatching();
     update.end?.();
     model.off("change:state change:transport", redraw);
-    model.off("comm_live_update", sayWhetherAlive);
-    stopListening();
-    stopAwaiting();
+    stopAsking();
     seen(false);
   };
 }
@@ -89,37 +84,4 @@ function watchVisible(element, callback) {
     observer.disconnect();
     document.removeEventListener("visibilitychange", tell);
   };
-}
-
-/** Calls back when JupyterLab's kernel speaks in another session: it is another process, which a page is not told that
- * has not restarted it. What it says first may be lost, the end of an answer too: so no question is needed. */
-function watchKernel(kernel, callback) {
-  let session = null;
-  const heard = (_, { msg, direction }) => {
-    if (direction !== "recv" || msg.header.session === session) return;
-    if (session !== null) callback();
-    session = msg.header.session;
-  };
-  kernel?.anyMessage?.connect(heard);
-  return () => kernel?.anyMessage?.disconnect(heard);
-}
-
-/** Calls back when a reader comes to the element, or back to the page. A kernel that has nothing to do says nothing of
- * its own, a new one neither; and asking it regularly would keep it from ever counting as idle. */
-function awaitReader(element, callback) {
-  element.addEventListener("pointerenter", callback);
-  element.addEventListener("focusin", callback);
-  window.addEventListener("focus", callback);
-  return () => window.removeEventListener("focus", callback); // the others go with the element
-}
-
-/** Whether the kernel still knows the model: after a restart it does not. */
-async function isAlive(model) {
-  const [manager, id] = [model.widget_manager, model.get("panel_id")];
-  try {
-    if ((await manager.get_model(id)).comm_live === false) return false;
-    return !manager._get_comm_info || id in (await manager._get_comm_info());
-  } catch {
-    return false;
-  }
 }
