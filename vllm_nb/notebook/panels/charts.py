@@ -21,9 +21,17 @@ class Line:
 
 
 def line_chart(
-    picture: Svg, x: float, y: float, width: float, height: float, title: str, lines: Sequence[Line], seconds: float
+    picture: Svg,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    title: str,
+    lines: Sequence[Line],
+    seconds: float,
+    end: str = "now",
 ) -> None:
-    """Lines over the last `seconds`, now at the right, from 0 upwards. The names stand above, each with its stroke."""
+    """Lines over `seconds` up to `end`, at the right, from 0 upwards. The names stand above, each with its stroke."""
     known = [value for line in lines for value in line.values if value is not None]
     ticks = nice_ticks(max(known, default=0.0))
     left, top, right, bottom = x + MARGIN, y + 22, x + width, y + height - _BELOW
@@ -40,7 +48,7 @@ def line_chart(
         picture.text((left + right) / 2, (top + bottom) / 2, "no step yet", fill="muted", size=10, anchor="middle")
         return
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        label = "now" if share == 1 else f"−{number((1 - share) * seconds)} s"
+        label = end if share == 1 else f"−{number((1 - share) * seconds)} s"
         picture.text(left + share * (right - left), bottom + 14, label, fill="muted", size=10, anchor=anchor)
 
 

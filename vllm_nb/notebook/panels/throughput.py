@@ -36,7 +36,17 @@ class ThroughputPanel(Panel):
 
     def look(self, view: EngineView) -> dict[str, Any]:
         history = history_of(self.timeline)
-        return rates(history, view.step, seconds=self.seconds, bins=BINS, read_rate=self.read_rate)
+        state = rates(history, view.step, seconds=self.seconds, bins=BINS, read_rate=self.read_rate)
+        return state | {"now": self._now(view)}
+
+    def _now(self, view: EngineView) -> dict[str, float] | None:
+        """Where the engine stands still and the newest moment is shown, what is so since its last step: how long ago
+        that was no event says. None: the end of the last step is the moment shown."""
+        waits = view.paused or not (view.running or view.waiting)
+        if not (waits and self.player.is_live and self.player.following):
+            return None
+        used = round(view.num_used / view.info.num_blocks, 4)
+        return {"decode": 0, "prefill": 0, "running": len(view.running), "waiting": len(view.waiting), "used": used}
 
     def draw(self, state: dict[str, Any]) -> Svg:
         return draw(state)
@@ -69,10 +79,10 @@ class ThroughputPanel(Panel):
 
 
 def tiles(state: dict[str, Any]) -> list[tuple[str, str]]:
-    """The numbers of now: those of the last bin."""
+    """The numbers of now: those of the last bin, where the engine does not stand still since."""
 
     def now(name: str) -> float:
-        return state[name][-1] or 0
+        return (state.get("now") or {}).get(name, state[name][-1]) or 0
 
     share = state["bandwidth"]
     return [
@@ -86,7 +96,8 @@ def tiles(state: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def draw(state: dict[str, Any]) -> Svg:
-    """state: as inspection.rates.rates gives it."""
+    """state: as inspection.rates.rates gives it, and "now" as ThroughputPanel.look adds it."""
+    end = "last step" if state.get("now") else "now"
     told = "; ".join(f"{name}: {value}" for name, value in tiles(state))
     picture = Svg(_WIDTH, 540, "Throughput", told)
     for i, (name, value) in enumerate(tiles(state)):
@@ -99,12 +110,12 @@ def draw(state: dict[str, Any]) -> Svg:
         Line("prefill", "series1", state["prefill"], "6 3"),
         Line("decode at full bandwidth", "series7", bound, "2 3"),
     ]
-    line_chart(picture, 12, 62, _WIDTH - 24, 180, "Tokens a second", lines, state["seconds"])
+    line_chart(picture, 12, 62, _WIDTH - 24, 180, "Tokens a second", lines, state["seconds"], end)
     half = (_WIDTH - 36) / 2
     queues = [Line("running", "series2", state["running"]), Line("waiting", "series3", state["waiting"], "6 3")]
-    line_chart(picture, 12, 252, half, 130, "Sequences", queues, state["seconds"])
+    line_chart(picture, 12, 252, half, 130, "Sequences", queues, state["seconds"], end)
     used = [Line("in use", "series4", [None if share is None else 100 * share for share in state["used"]])]
-    line_chart(picture, 24 + half, 252, half, 130, "KV cache, %", used, state["seconds"])
+    line_chart(picture, 24 + half, 252, half, 130, "KV cache, %", used, state["seconds"], end)
     third = (_WIDTH - 48) / 3
     for i, (name, title) in enumerate(LATENCIES.items()):
         x = 12 + i * (third + 12)

@@ -30,8 +30,8 @@ export function within(values, lines, times = 3) {
   return values.map((value) => (value !== null && value <= times * peak ? value : null));
 }
 
-/** lines: {name, role, values, dash}. Draws into the svg element `picture`, which it empties. */
-export function lineChart(picture, size, title, lines, seconds) {
+/** lines: {name, role, values, dash}, over `seconds` up to `end`. Draws into the svg element `picture`, which it empties. */
+export function lineChart(picture, size, title, lines, seconds, end) {
   const box = { left: 44, top: 24, right: size.width - 2, bottom: size.height - 20 };
   const known = lines.flatMap((line) => line.values.filter((value) => value !== null));
   const ticks = niceTicks(Math.max(0, ...known));
@@ -50,7 +50,7 @@ export function lineChart(picture, size, title, lines, seconds) {
   }
   if (!seconds) parts.push(svg("text", { x: (box.left + box.right) / 2, y: (box.top + box.bottom) / 2, class: "vn-tick", "text-anchor": "middle" }, "no step yet"));
   for (const [share, anchor] of seconds ? [[0, "start"], [0.5, "middle"], [1, "end"]] : []) {
-    const label = share === 1 ? "now" : `−${shortNumber((1 - share) * seconds)} s`;
+    const label = share === 1 ? end : `−${shortNumber((1 - share) * seconds)} s`;
     const x = box.left + share * (box.right - box.left);
     parts.push(svg("text", { x, y: box.bottom + 14, class: "vn-tick", "text-anchor": anchor }, label));
   }

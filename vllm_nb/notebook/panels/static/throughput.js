@@ -6,9 +6,9 @@ import { panel } from "./panel.js";
 
 const LATENCIES = { ttft: "Time to first token", itl: "Between two tokens", tpot: "Per token of a request" };
 
-/** The numbers of now, those of the last bin: [name, value]. */
+/** The numbers of now, those of the last bin where the engine does not stand still since: [name, value]. */
 export function tiles(state) {
-  const now = (name) => state[name][state[name].length - 1] ?? 0;
+  const now = (name) => state.now?.[name] ?? state[name][state[name].length - 1] ?? 0;
   const share = state.bandwidth;
   return [
     ["decode", `${shortNumber(now("decode"))} tok/s`],
@@ -51,20 +51,21 @@ export function throughputView(box, model) {
         html("div", { class: "vn-tile" }, html("b", {}, value), html("span", {}, name)),
       ),
     );
+    const end = state.now ? "last step" : "now";
     const bound = within(state.bound, [state.decode, state.prefill]);
     const rates = [
       { name: "decode", role: "series0", values: state.decode },
       { name: "prefill", role: "series1", values: state.prefill, dash: "6 3" },
       { name: "decode at full bandwidth", role: "series7", values: bound, dash: "2 3" },
     ];
-    lineChart(rate, { width: 760, height: 190 }, "Tokens a second", rates, state.seconds);
+    lineChart(rate, { width: 760, height: 190 }, "Tokens a second", rates, state.seconds, end);
     const queues = [
       { name: "running", role: "series2", values: state.running },
       { name: "waiting", role: "series3", values: state.waiting, dash: "6 3" },
     ];
-    lineChart(sequences, { width: 370, height: 130 }, "Sequences", queues, state.seconds);
+    lineChart(sequences, { width: 370, height: 130 }, "Sequences", queues, state.seconds, end);
     const used = state.used.map((share) => (share === null ? null : 100 * share));
-    lineChart(cache, { width: 370, height: 130 }, "KV cache, %", [{ name: "in use", role: "series4", values: used }], state.seconds);
+    lineChart(cache, { width: 370, height: 130 }, "KV cache, %", [{ name: "in use", role: "series4", values: used }], state.seconds, end);
     Object.entries(LATENCIES).forEach(([name, title], i) =>
       histogramChart(histograms[i], { width: 240, height: 132 }, title, `series${i}`, state.latencies[name]),
     );
