@@ -52,7 +52,7 @@ export function tokensView(box, model) {
   let tokens = []; // those that the text shows
   let chosen = null; // place of the token in focus
   let marked = null; // its element
-  let told = null; // what the detail shows: [token, whether it can be forked]
+  let told = null; // what the detail shows: [token, whether it can be forked, how it was sampled]
   let asked = false; // a fork is under way
 
   const choose = (place, focus = false) => {
@@ -67,8 +67,9 @@ export function tokensView(box, model) {
       marked = element;
     }
     if (focus) element?.focus();
-    if (told && told[0] === tokens[chosen] && told[1] === state.can_fork) return; // what a pointer is on stays there
-    told = [tokens[chosen], state.can_fork];
+    const shown = [tokens[chosen], state.can_fork, JSON.stringify(state.sampling)]; // tokens come before their state
+    if (told && told.every((part, i) => part === shown[i])) return; // what a pointer is on stays there
+    told = shown;
     drawDetail(detail, state, tokens[chosen], chosen, fork);
   };
   const write = (keep, next) => {
