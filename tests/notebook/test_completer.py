@@ -5,6 +5,8 @@ import warnings
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from vllm_nb.notebook.commands import COMMANDS, Group, command_parser
+
 
 def offered(shell: InteractiveShell, text: str) -> list[str]:
     """What the completion of `text`, the cursor at its end, would put in place of its last word."""
@@ -20,6 +22,8 @@ def offered(shell: InteractiveShell, text: str) -> list[str]:
         ("%vllm start --max-m", ["--max-model-len"]),
         ("%vllm start --device ", ["auto", "cpu", "cuda", "mps"]),
         ("%vllm start smol", ["smollm2"]),
+        ("%vllm panel ", ["--help", "-h", "kv", "memory", "paging", "schedule", "throughput", "tokens"]),
+        ("%vllm panel s", ["schedule"]),
         ("%vllm chat sel", ["select"]),
         ("%vllm chat show t", ["talk"]),
         ("%vllm chat fork talk --a", ["--at"]),
@@ -36,6 +40,15 @@ def test_what_is_offered(shell: InteractiveShell, text: str, expected: list[str]
     shell.user_ns |= {"name": "Ada", "City": dict}
     shell.magics_manager.registry["VllmMagics"]._session.conversation("talk")
     assert offered(shell, text) == expected
+
+
+def test_every_choice_of_an_argument_is_offered(shell: InteractiveShell) -> None:
+    for name, command in COMMANDS.items():
+        if isinstance(found := command.load(), Group):
+            continue
+        place = [action for action in command_parser(f"%vllm {name}", found)._actions if not action.option_strings]
+        for action in place[:1]:
+            assert {*(action.choices or ())} <= {*offered(shell, f"%vllm {name} ")}, name
 
 
 def test_engines_by_name(shell: InteractiveShell, engine) -> None:

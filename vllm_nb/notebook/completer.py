@@ -13,6 +13,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 from vllm_nb.errors import VllmNbError
 from vllm_nb.notebook.arguments import cell_parser
 from vllm_nb.notebook.commands import COMMANDS, Command, Group, command_parser
+from vllm_nb.notebook.panels import PANELS
 from vllm_nb.notebook.parser import Parser
 from vllm_nb.notebook.session import Session
 
@@ -78,12 +79,13 @@ class VllmCompleter:
     # Names of what there is
 
     def kind(self, kind: str) -> list[str]:
-        """kind: as Parser.completes has it."""
+        """kind: as Parser.completes has it, or "panels"."""
         sources: dict[str, Callable[[], list[str]]] = {
             "engines": self._engines,
             "models": _models,
             "conversations": lambda: [*self._session.conversations],
             "names": self._names,
+            "panels": lambda: [*PANELS],
         }
         try:
             return sources[kind]()

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def _panel_arguments(parser: Parser) -> None:
-    parser.add_argument("name", choices=tuple(PANELS), help="what to show; docs/glossary.md says what each one is")
+    what = "what to show; docs/glossary.md says what each one is"
+    parser.completes(parser.add_argument("name", choices=tuple(PANELS), help=what), "panels")
 
 
 def _panel(session: Session, options: argparse.Namespace) -> "Panel":
