@@ -37,7 +37,7 @@ def refuse_to_look(run, folder: Path) -> None:
 @pytest.mark.usefixtures("empty_machine")
 def test_from_nothing_to_an_answer_and_back(shell: InteractiveShell, run, capsys, tmp_path: Path) -> None:
     outputs = shell.display_pub.outputs
-    assert "No engine is running" in run("%vllm ps").result.text
+    assert run("%vllm ps").result.text == "No engine is running; %vllm start starts one."
     assert isinstance(run("%vllm stop").error_in_exec, UsageError)
     refuse_to_look(run, tmp_path)
 
@@ -63,6 +63,7 @@ def test_from_nothing_to_an_answer_and_back(shell: InteractiveShell, run, capsys
     message = capsys.readouterr().out
     assert "not running any more" in message
     assert "%vllm start" in message
+    assert run("%vllm ps").result.text == "No engine is running; %vllm start starts one."  # a cell would not
     assert process.list_engines() == []
 
     # A notebook that has chosen none takes the only one there is, whatever it is.

@@ -27,7 +27,7 @@ def engine_table(engines: Engines) -> Table:
     return Table(
         ("", "engine", "model", "status", "idle", "pid", "address"),
         rows,
-        "" if rows else "No engine is running; %vllm start, or a %%vllm cell, starts one.",
+        "" if rows else "No engine is running; %vllm start starts one.",
     )
 
 
