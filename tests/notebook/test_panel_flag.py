@@ -4,6 +4,10 @@ import math
 
 import pytest
 
+from vllm_nb.api import Engine
+from vllm_nb.config import EngineConfig
+from vllm_nb.sampling import SamplingParams
+
 
 def test_a_panel_is_shown_above_the_answer(shell, run, engine) -> None:
     run("%vllm start")
@@ -14,6 +18,29 @@ def test_a_panel_is_shown_above_the_answer(shell, run, engine) -> None:
     assert all("application/vnd.jupyter.widget-view+json" not in data for data in outputs[4:])
     wrong = run("%%vllm --panel thruput\nWhat is the sea?").error_in_exec
     assert "argument --panel: invalid choice: 'thruput'" in str(wrong)
+
+
+def test_the_saved_picture_is_that_of_the_cells_end(shell, run, tiny_model_path) -> None:
+    config = EngineConfig(num_kv_blocks=24, dtype="float32")
+    params = SamplingParams(max_tokens=4, ignore_eos=True, logprobs=2)
+    with Engine(tiny_model_path, config) as engine:
+        panel = engine.panel("tokens")
+        shell.user_ns |= {"engine": engine, "panel": panel, "params": params}
+        run("display(panel)\nanswer = engine.generate(params, 'Hello')\npanel.timeline.close()")
+        widget, before, after = shell.display_pub.outputs
+        assert "application/vnd.jupyter.widget-view+json" in widget["data"]
+        assert "No request has asked for logprobs yet" in before["data"]["text/html"]
+        assert after["update"]
+        assert after["transient"] == before["transient"]
+        assert after["data"]["text/html"].startswith(f'<div class="vn-picture-{panel.panel_id}">')
+        assert panel.html() in after["data"]["text/html"]
+        assert "4 tokens of sequence" in after["data"]["text/html"]
+
+        run("display(panel)")
+        assert len(shell.display_pub.outputs) == 2  # nothing has changed
+        run("1")
+        assert shell.display_pub.outputs == []
+        panel.close()
 
 
 def test_the_tokens_of_an_answer_and_of_its_forks(engine) -> None:

@@ -42,6 +42,7 @@ class Panel(Picture):
 
     def now(self) -> dict[str, Any]:
         with self.player.lock:
+            self.player.catch_up()
             return self.look(self.player.view)
 
     @property

@@ -1,9 +1,11 @@
 """A picture in a page: its state in traits, drawn by an ES module, and as static SVG for where there is no kernel."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import anywidget
 import traitlets
+from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from vllm_nb.errors import VllmNbError
@@ -91,6 +93,26 @@ def show_with_picture(widget: Any, panel_id: str) -> None:
     found" of a notebook that is opened again, nbconvert leaves room for a script from elsewhere.
     """
     bundle, metadata = widget._repr_mimebundle_()
-    picture = f'<div class="vn-picture-{panel_id}">{bundle.pop("text/html")}</div>'
+    drawn = bundle.pop("text/html")
     display(bundle, raw=True, metadata=metadata)
-    display({"text/html": picture, "text/plain": ""}, raw=True)
+    handle = display(_standing_in(drawn, panel_id), raw=True, display_id=True)
+    _draw_again_at_the_end(widget.html, drawn, lambda new: handle.update(_standing_in(new, panel_id), raw=True))
+
+
+def _standing_in(picture: str, panel_id: str) -> dict[str, str]:
+    return {"text/html": f'<div class="vn-picture-{panel_id}">{picture}</div>', "text/plain": ""}
+
+
+def _draw_again_at_the_end(draw: Callable[[], str], drawn: str, update: Callable[[str], None]) -> None:
+    """When the cell that runs has ended, where what is to be seen has changed: `%%vllm --panel` shows its panel before
+    the answer begins, and the notebook is saved with the picture."""
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def at_the_end(_: Any) -> None:
+        shell.events.unregister("post_run_cell", at_the_end)
+        if (picture := draw()) != drawn:
+            update(picture)
+
+    shell.events.register("post_run_cell", at_the_end)

@@ -170,6 +170,12 @@ class Player:
             screen.fail(error)
             return 0
 
+    def catch_up(self) -> None:
+        """To the newest moment, where that is what is shown, without waiting for the next frame."""
+        with self.lock:
+            if self.following:
+                self._advance(0.0)
+
     def _advance(self, elapsed: float) -> None:
         before = self.view.offset
         if self.following:
