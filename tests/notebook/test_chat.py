@@ -1,6 +1,7 @@
 """vllm_nb.chat() without a browser: answers on a thread, what the views are told, export, mistakes."""
 
 import itertools
+import queue
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from vllm_nb.api import Engine
 from vllm_nb.client.conversation import Conversation
 from vllm_nb.config import EngineConfig
 from vllm_nb.notebook.chat_export import cells
+from vllm_nb.notebook.chat_source import ClientSource
+from vllm_nb.notebook.chat_widget import PAUSED
 from vllm_nb.notebook.interpolate import interpolate
 from vllm_nb.sampling import SamplingParams
 
@@ -73,6 +76,30 @@ def test_regenerate_edit_and_stop(talk, tiny):
     assert tiny.stats()["running"] == 0
     talk.reset()
     assert talk.state["turns"] == []
+
+
+def test_while_it_waits_for_a_paused_engine_it_says_so(talk, tiny):
+    notices = queue.SimpleQueue()
+    talk.observe(lambda change: notices.put(change["new"]), "notice")
+    tiny.pause()
+    turn = talk.send("Hello")
+    try:
+        assert notices.get(timeout=30) == PAUSED
+    finally:
+        tiny.resume()
+    assert notices.get(timeout=30) == ""
+    assert talk.wait(30)
+    assert turn.finish_reason == "length"
+
+
+def test_a_client_tells_whether_its_engine_is_paused(engine):
+    answer = ClientSource(lambda _: engine).ask([{"role": "user", "content": "Hello"}], {}, lambda _: None)
+    assert answer.paused() is False
+    engine.pause()
+    try:
+        assert answer.paused() is True
+    finally:
+        engine.resume()
 
 
 def test_views_are_told_at_most_ten_times_a_second(talk):

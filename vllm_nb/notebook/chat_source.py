@@ -1,11 +1,12 @@
 """Where a chat's answers come from: an engine behind HTTP, or one in this process. The same few calls for both."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 from vllm_nb.client.http import EngineClient
+from vllm_nb.errors import VllmNbError
 from vllm_nb.outputs import StreamItem, Timings, Usage
 from vllm_nb.progress import Report
 from vllm_nb.sampling import SamplingParams
@@ -23,11 +24,13 @@ class Stream(AbstractContextManager["Stream"], Iterator[StreamItem], Protocol):
 @dataclass
 class Answer:
     """A request that is about to be sent. stream: enter and iterate. abort: end it from any thread, once it is entered,
-    so that the stream comes to its end in order. details: fields of Turn, for when it has."""
+    so that the stream comes to its end in order. details: fields of Turn, for when it has. paused: whether the engine
+    stands still, as far as it tells; from any thread."""
 
     stream: Stream
     abort: Callable[[], None]
     details: Callable[[], dict[str, Any]]
+    paused: Callable[[], bool]
 
 
 class Source(Protocol):
@@ -63,7 +66,12 @@ class ClientSource:
             timings = None if completion.timings is None else asdict(completion.timings)
             return {"model": completion.model, "usage": _usage(completion.usage), "timings": timings}
 
-        return Answer(stream, abort, details)
+        def paused() -> bool:
+            with suppress(VllmNbError):  # another server than ours may not tell
+                return bool(client.state().get("paused"))
+            return False
+
+        return Answer(stream, abort, details, paused)
 
 
 class EngineSource:
@@ -83,7 +91,7 @@ class EngineSource:
             timings = _timings(stream.output.timings, usage.completion_tokens)
             return {"model": self.name, "usage": _usage(usage), "timings": timings}
 
-        return Answer(stream, lambda: self._engine.abort(stream.request_id), details)
+        return Answer(stream, lambda: self._engine.abort(stream.request_id), details, lambda: self._engine.paused)
 
 
 def source_of(engine: Any) -> Source:

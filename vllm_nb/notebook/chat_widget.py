@@ -26,6 +26,8 @@ from vllm_nb.notebook.subshells import react_while_cells_run
 from vllm_nb.outputs import StreamItem
 from vllm_nb.progress import Report
 
+PAUSED = "The engine is paused: %vllm resume, or client.resume(), lets it go on."
+_LOOK_INTERVAL = 0.5  # seconds between two looks at the engine while no word of an answer has come
 UI = Path(__file__).parents[1] / "ui"
 
 
@@ -229,7 +231,7 @@ class Chat(anywidget.AnyWidget):
 
     def _run(self, turn: Turn, messages: list[dict[str, Any]], params: Mapping[str, Any]) -> None:
         """On the thread: fill the turn."""
-        writer = _Writer(turn)
+        writer, begun = _Writer(turn), threading.Event()
         try:
             answer = self._source.ask(messages, params, self._progress)
             self.model = self._source.name
@@ -238,7 +240,9 @@ class Chat(anywidget.AnyWidget):
                     self._answer, stopped = answer, self._stopping
                 if stopped:
                     answer.abort()
+                threading.Thread(target=self._watch, args=(answer, begun), daemon=True).start()
                 for item in stream:
+                    begun.set()
                     if writer.add(item):
                         self.live = writer.frame()
             for name, value in answer.details().items():
@@ -246,12 +250,24 @@ class Chat(anywidget.AnyWidget):
         except BaseException as error:
             turn.error = str(error) or type(error).__name__
         finally:
+            begun.set()
             with self._lock:
                 if turn.finish_reason is None and self._stopping:
                     turn.finish_reason = "abort"
                 self._answer, self.busy = None, False
                 self._show()
                 self.live = {}
+
+    def _watch(self, answer: Answer, begun: threading.Event) -> None:
+        """On a thread of its own, as the other waits for the stream: say that it waits for an engine that is paused."""
+        while not begun.wait(_LOOK_INTERVAL):
+            paused = answer.paused()
+            if begun.is_set():
+                break
+            if paused or self.notice == PAUSED:
+                self.notice = PAUSED if paused else ""
+        if self.notice == PAUSED:
+            self.notice = ""
 
     def _progress(self, report: Report | None) -> None:
         """A model that is loaded first."""
