@@ -19,11 +19,17 @@ _TOKENS = (2, 4, 16, 32, 64, 128)
 
 def warm_up_batches(capacity: Capacity) -> Iterator[Batch]:
     """A decode step, then a prompt of each size, with one row of logits and with the most there may be; on the CPU."""
-    most = capacity.max_num_batched_tokens
-    yield _batch(1, 1)
+    most = _most_tokens(capacity)
+    yield _batch(1, 1, capacity)
     for tokens in sorted({min(n, most) for n in (*_TOKENS, most)}):
-        yield _batch(tokens, 1)
-        yield _batch(tokens, min(tokens, capacity.max_logits))
+        yield _batch(tokens, 1, capacity)
+        yield _batch(tokens, min(tokens, capacity.max_logits), capacity)
+
+
+def largest_batch(capacity: Capacity) -> Batch:
+    """As many tokens and rows of logits as a step can have; on the CPU."""
+    most = _most_tokens(capacity)
+    return _batch(most, min(most, capacity.max_logits), capacity)
 
 
 def warm_up_sampling(kernels: Any, logits: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -41,7 +47,7 @@ def profile_step(model: Any, capacity: Capacity, placement: Placement) -> int:
     config = model.config
     shape = (1, capacity.block_size, config.num_kv_heads, config.head_dim, placement.kv_dtype, placement.device)
     kv = [placement.kernels.allocate_kv(*shape) for _ in range(config.num_layers)]
-    batch = _batch(capacity.max_num_batched_tokens, min(capacity.max_num_batched_tokens, capacity.max_logits))
+    batch = largest_batch(capacity)
     torch.cuda.synchronize(placement.device)
     torch.cuda.reset_peak_memory_stats(placement.device)
     before = torch.cuda.memory_allocated(placement.device)
@@ -50,22 +56,31 @@ def profile_step(model: Any, capacity: Capacity, placement: Placement) -> int:
     return torch.cuda.max_memory_allocated(placement.device) - before
 
 
-def _batch(tokens: int, num_logits: int) -> Batch:
-    """One sequence of padding: its keys are not written, and all of its blocks are block 0."""
-    positions = torch.from_numpy(np.arange(tokens, dtype=np.int32))
-    zeros = torch.zeros_like(positions)
+def _most_tokens(capacity: Capacity) -> int:
+    """A sequence has a row of its own and no more tokens than the context."""
+    return min(capacity.max_num_batched_tokens, capacity.max_num_seqs * capacity.max_model_len)
+
+
+def _batch(tokens: int, num_logits: int, capacity: Capacity) -> Batch:
+    """Prompts of padding: their keys are not written, and all of their blocks are block 0. As many as it takes, since
+    neither the rotary table nor a row of tokens reaches beyond the context."""
+    context = capacity.max_model_len
+    rows, positions = np.divmod(np.arange(tokens, dtype=np.int32), np.int32(context))
+    starts = np.append(np.arange(0, tokens, context, dtype=np.int32), np.int32(tokens))
+    seq_lens = np.diff(starts)
+    num_seqs, longest = len(seq_lens), int(seq_lens.max())
     return Batch(
-        token_ids=zeros,
-        token_rows=zeros,
-        positions=positions,
-        slot_mapping=zeros - 1,
-        query_start_loc=torch.from_numpy(np.array([0, tokens], np.int32)),
-        seq_lens=torch.from_numpy(np.array([tokens], np.int32)),
-        block_tables=zeros[None],
-        logits_indices=positions[tokens - num_logits :],
+        token_ids=torch.zeros(tokens, dtype=torch.int32, device="cpu"),
+        token_rows=torch.from_numpy(rows),
+        positions=torch.from_numpy(positions),
+        slot_mapping=torch.full((tokens,), -1, dtype=torch.int32, device="cpu"),
+        query_start_loc=torch.from_numpy(starts),
+        seq_lens=torch.from_numpy(seq_lens),
+        block_tables=torch.from_numpy(np.zeros((num_seqs, -(-longest // capacity.block_size)), np.int32)),
+        logits_indices=torch.from_numpy(np.arange(tokens - num_logits, tokens, dtype=np.int32)),
         num_tokens=tokens,
-        num_seqs=1,
+        num_seqs=num_seqs,
         num_logits=num_logits,
-        max_query_len=tokens,
-        max_seq_len=tokens,
+        max_query_len=longest,
+        max_seq_len=longest,
     )

@@ -127,7 +127,7 @@ def test_serving_compiles_nothing_that_warming_up_has_not(engine):
     with launches_seen() as warm:
         if DEVICE.type == "cpu":  # a GPU's engine has warmed up while it was built
             for batch in warm_up_batches(runner.capacity):
-                logits, _ = runner.model.forward(batch, runner.kv)
+                logits, _ = runner._forward_rows(batch.to(DEVICE))
                 warm_up_sampling(runner.kernels, logits[:1], runner.rows.tokens)
     with watch() as served:
         for temperature in (0.0, 0.9):
