@@ -19,6 +19,8 @@ from vllm_nb.engine.transfer import page_locked
 Output = tuple[Tensor, Tensor]  # logits, hidden states
 Work = Callable[[], None]  # on memory that stays where it is
 
+_PADDING = {"token_rows": 0, "positions": 0, "slot_mapping": -1, "seq_lens": 1}  # a row that nobody reads
+
 
 def ladder(largest: int) -> list[int]:
     """Batch sizes that are captured: 1, 2, 4, 8, then steps of a quarter of the next power of two."""
@@ -74,7 +76,7 @@ class DecodeGraphs:
         self._starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         self._outputs: Output | None = None
         # The largest first: its memory is what the others reuse.
-        self._replays = {size: capture(self._work(forward, size)) for size in reversed(self.sizes)}
+        self._replays = {size: capture(self._padded(forward, size)) for size in reversed(self.sizes)}
 
     def fits(self, batch: Batch) -> bool:
         return batch.max_query_len == 1 and batch.num_logits == batch.num_seqs == batch.num_tokens
@@ -85,7 +87,7 @@ class DecodeGraphs:
         used = size * (4 + self._max_blocks)
         host = page_locked(used, torch.int32, self._device)
         staged = _split(host.numpy(), size, self._max_blocks)
-        for name, padding in (("token_rows", 0), ("positions", 0), ("slot_mapping", -1), ("seq_lens", 1)):
+        for name, padding in _PADDING.items():
             staged[name][:rows] = getattr(batch, name).numpy()
             staged[name][rows:] = padding
         tables = batch.block_tables.numpy()
@@ -97,8 +99,13 @@ class DecodeGraphs:
         logits, hidden = self._outputs
         return logits[:rows], hidden[:rows]
 
-    def _work(self, forward: Callable[[Batch], Output], size: int) -> Work:
+    def _padded(self, forward: Callable[[Batch], Output], size: int) -> Work:
+        """A step of this size. Until the first batch comes all of it is padding, for capturing runs it: zeros would
+        write to block 0 and attend to nothing, which is NaN."""
+        self._arguments.zero_()  # the pieces of another size lie elsewhere
         arguments: dict[str, Any] = _split(self._arguments, size, self._max_blocks)
+        for name, padding in _PADDING.items():
+            arguments[name].fill_(padding)
         batch = Batch(
             **arguments,
             token_ids=arguments["token_rows"],  # to be looked up
@@ -124,6 +131,5 @@ class DecodeGraphs:
 
 def _split(flat: Any, size: int, max_blocks: int) -> dict[str, Any]:
     """Views of a flat buffer (torch or NumPy), laid out so that a smaller size takes a shorter copy."""
-    names = ("token_rows", "positions", "slot_mapping", "seq_lens")
-    views = {name: flat[i * size : (i + 1) * size] for i, name in enumerate(names)}
+    views = {name: flat[i * size : (i + 1) * size] for i, name in enumerate(_PADDING)}
     return views | {"block_tables": flat[4 * size : size * (4 + max_blocks)].reshape(size, max_blocks)}
