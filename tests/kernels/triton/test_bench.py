@@ -120,6 +120,17 @@ def test_a_part_that_hangs_or_fails_keeps_what_it_printed(script, tmp_path):
     assert "| kernel | us | torch_us |\n|---|---|---|\n| a | 1.5 | - |" in table
 
 
+def test_processes_that_a_part_starts_find_the_installed_package(script, tmp_path, monkeypatch):
+    """As the tests do, in a directory where another vllm_nb lies."""
+    monkeypatch.setattr(script, "INSTALLED", tmp_path / "installed")
+    script.install()
+    where = "import json, vllm_nb.kernels; print(json.dumps({'at': vllm_nb.kernels.__file__}))"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {where!r}], check=True)"
+    part = script.run("starts", [sys.executable, "-P", "-c", starts], 60, tmp_path / "log")
+    assert part["ended"] == "ok", (tmp_path / "log").read_text()
+    assert part["rows"] == [{"at": str(tmp_path / "installed" / "vllm_nb" / "kernels" / "__init__.py")}]
+
+
 def test_the_script_runs_every_test_and_every_part(script):
     here = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     assert set(script.TESTS) == here - {"bench"}  # this file is about machines without a GPU
