@@ -5,6 +5,7 @@ block, so the prediction holds for any layout it chooses. Only the results betwe
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -112,8 +113,8 @@ def plan_memory(checkpoint: Checkpoint, model: ModelConfig, capacity: "Capacity"
 def memory_of(runner: "Runner", plan: MemoryPlan) -> dict[str, Any]:
     """The plan ("predicted"), and what the engine holds now ("measured"), in the same terms.
 
-    Of the latter, "resident": the process as the system sees it; "estimated": names of what the backend cannot tell,
-    given as predicted.
+    Of the latter, "resident": the process as the system sees it, None without psutil; "estimated": names of what the
+    backend cannot tell, given as predicted.
     """
     graph = runner.graph
     tables = plan.activation_bytes["context"] * plan.max_model_len
@@ -123,28 +124,38 @@ def memory_of(runner: "Runner", plan: MemoryPlan) -> dict[str, Any]:
         sum(cache.nbytes for cache in runner.kv),
         graph.activation_bytes + tables if known else plan.use.activations,
     )
-    import psutil
-
     measured = {
         "device": asdict(replace(read_device(runner.device), runtime=plan.device.runtime)),
         "use": asdict(use),
         "estimated": [] if known else ["activations"],
-        "resident": psutil.Process().memory_info().rss,
+        "resident": _resident(),
     }
     return {"predicted": plan.to_dict(), "measured": measured}
 
 
 def read_device(device: torch.device) -> Device:
-    """As it is at this moment."""
-    import psutil  # a GPU machine need not have it to run the engine
-
-    resident = psutil.Process().memory_info().rss
+    """As it is at this moment. A GPU machine need not have psutil to run the engine; on its CPU, where nothing runs but
+    tests, all memory then counts as free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         ours = torch.cuda.memory_reserved(device)
         return Device(torch.cuda.get_device_name(device), total, total - free - ours, 0)
+    resident = _resident()
+    if resident is None:
+        return Device("CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0, 0)
+    import psutil
+
     memory = psutil.virtual_memory()
     return Device("CPU", memory.total, max(0, memory.total - memory.available - resident), resident)
+
+
+def _resident() -> int | None:
+    """Bytes of this process, where psutil is there to say it."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil.Process().memory_info().rss
 
 
 # Weights

@@ -29,16 +29,14 @@ class Only:
             raise ImportError(f"{name} is not on a GPU machine, and {importer.f_globals['__name__']} imports it")
 sys.meta_path.insert(0, Only())
 
-import torch
+from pathlib import Path
+from vllm_nb import EngineConfig, SamplingParams
 from vllm_nb.api import Engine
-from vllm_nb.bench.synthetic import SyntheticCheckpoint
-from vllm_nb.config import EngineConfig
-from vllm_nb.engine.build import build_core
-from vllm_nb.kernels import triton
 
 config = EngineConfig(device="cpu", backend="triton", dtype="float32", num_kv_blocks=8)
-core = build_core(SyntheticCheckpoint("tiny", torch.device("cpu")), config)
-print(core.info.backend)
+with Engine(Path(sys.argv[1]), config) as engine:
+    (answer,) = engine.generate(SamplingParams(max_tokens=2, ignore_eos=True), ["Hello"])
+    print(engine.info.backend, len(answer.token_ids), engine.memory()["measured"]["resident"])
 
 from vllm_nb.cli import main
 
@@ -75,11 +73,12 @@ def test_without_a_gpu_it_says_so(shapes, capsys):
     assert "needs an NVIDIA GPU, and PyTorch sees none here" in capsys.readouterr().err
 
 
-def test_the_engine_needs_only_what_a_gpu_machine_has():
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+def test_the_engine_needs_only_what_a_gpu_machine_has(tiny_model_path):
+    command = [sys.executable, "-c", ALONE, str(tiny_model_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    backend, *rows = done.stdout.splitlines()
-    assert backend == "triton"
+    answered, *rows = done.stdout.splitlines()
+    assert answered == "triton 2 None"
     assert {json.loads(row).get("kernel") for row in rows} == {None, "sample"}
 
 
@@ -129,6 +128,12 @@ def test_processes_that_a_part_starts_find_the_installed_package(script, tmp_pat
     part = script.run("starts", [sys.executable, "-P", "-c", starts], 60, tmp_path / "log")
     assert part["ended"] == "ok", (tmp_path / "log").read_text()
     assert part["rows"] == [{"at": str(tmp_path / "installed" / "vllm_nb" / "kernels" / "__init__.py")}]
+
+
+def test_the_script_needs_no_plugin_of_pytest(script):
+    command = [*script.command(["tests", "elementwise"]), "-p", "no:timeout", "-p", "no:benchmark", "--collect-only"]
+    done = subprocess.run(command, cwd=script.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_script_runs_every_test_and_every_part(script):
