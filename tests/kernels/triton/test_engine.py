@@ -28,10 +28,58 @@ SETTINGS = {
 REFUSAL = "backend 'triton' cannot be used: its kernels need an NVIDIA GPU and the device is 'cpu'"
 
 
+@contextmanager
+def compiled_on_a_gpu():
+    """What Triton compiles meanwhile."""
+    seen: set[tuple] = set()
+    before = knobs.runtime.jit_post_compile_hook
+    knobs.runtime.jit_post_compile_hook = lambda *, key, repr, **_: seen.add((repr, key)) and False
+    try:
+        yield seen
+    finally:
+        knobs.runtime.jit_post_compile_hook = before
+
+
+@contextmanager
+def launches_seen():
+    """What would be compiled: kernel, constants, types, and numbers that Triton makes variants for."""
+    seen: set[tuple] = set()
+    original = InterpretedFunction.run
+
+    def run(self, *args, grid, warmup, **kwargs):
+        exempt = self.kwargs.get("do_not_specialize") or ()
+        values = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        key = [self.fn.__name__]
+        for name, value in sorted(values.items()):
+            if isinstance(value, torch.Tensor):
+                key.append((name, value.dtype, value.data_ptr() % 16 == 0))
+            elif name in exempt or isinstance(value, float):
+                continue
+            elif name.isupper() or name in ("num_warps", "num_stages"):  # constants
+                key.append((name, value))
+            else:
+                key.append((name, value == 1, value % 16 == 0))
+        seen.add(tuple(key))
+        return original(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+    InterpretedFunction.run = run
+    try:
+        yield seen
+    finally:
+        InterpretedFunction.run = original
+
+
 @pytest.fixture(scope="module")
-def engine(tiny_model_path):
-    with Engine(tiny_model_path, EngineConfig(backend="triton", **SETTINGS)) as engine:
-        yield engine
+def watched(tiny_model_path):
+    """An engine, and what it has had compiled since it was ready, or interpreted what it has launched."""
+    watch = compiled_on_a_gpu if DEVICE.type == "cuda" else launches_seen
+    with Engine(tiny_model_path, EngineConfig(backend="triton", **SETTINGS)) as engine, watch() as served:
+        yield engine, served
+
+
+@pytest.fixture(scope="module")
+def engine(watched):
+    return watched[0]
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -79,62 +127,24 @@ def test_drawn_tokens_are_those_of_the_reference(engine, tiny_model_path):
     assert len({tuple(tokens) for answers in ours for tokens in answers}) == 5
 
 
-@contextmanager
-def compiled_on_a_gpu():
-    """What Triton compiles meanwhile."""
-    seen: set[tuple] = set()
-    before = knobs.runtime.jit_post_compile_hook
-    knobs.runtime.jit_post_compile_hook = lambda *, key, repr, **_: seen.add((repr, key)) and False
-    try:
-        yield seen
-    finally:
-        knobs.runtime.jit_post_compile_hook = before
-
-
-@contextmanager
-def launches_seen():
-    """What would be compiled: kernel, constants, types, and numbers that Triton makes variants for."""
-    seen: set[tuple] = set()
-    original = InterpretedFunction.run
-
-    def run(self, *args, grid, warmup, **kwargs):
-        exempt = self.kwargs.get("do_not_specialize") or ()
-        values = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        key = [self.fn.__name__]
-        for name, value in sorted(values.items()):
-            if isinstance(value, torch.Tensor):
-                key.append((name, value.dtype, value.data_ptr() % 16 == 0))
-            elif name in exempt or isinstance(value, float):
-                continue
-            elif name.isupper() or name in ("num_warps", "num_stages"):  # constants
-                key.append((name, value))
-            else:
-                key.append((name, value == 1, value % 16 == 0))
-        seen.add(tuple(key))
-        return original(self, *args, grid=grid, warmup=warmup, **kwargs)
-
-    InterpretedFunction.run = run
-    try:
-        yield seen
-    finally:
-        InterpretedFunction.run = original
-
-
-def test_serving_compiles_nothing_that_warming_up_has_not(engine):
-    """On a GPU by Triton's own count; interpreted, by what it would make variants for."""
+def test_serving_compiles_nothing_that_warming_up_has_not(watched):
+    """Nor have the tests before this one. On a GPU by Triton's own count; interpreted, by what it would make variants
+    for."""
+    engine, served = watched
+    for temperature in (0.0, 0.9):
+        params = SamplingParams(temperature=temperature, top_k=5, max_tokens=3, logprobs=1, ignore_eos=True)
+        engine.generate(params, prompts(5))
+    if DEVICE.type == "cuda":  # it has warmed up while it was built
+        assert not served
+        return
+    launched = set(served)
     runner = engine._loop.call(lambda core: core).runner
-    watch = compiled_on_a_gpu if DEVICE.type == "cuda" else launches_seen
     with launches_seen() as warm:
-        if DEVICE.type == "cpu":  # a GPU's engine has warmed up while it was built
-            for batch in warm_up_batches(runner.capacity):
-                logits, _ = runner._forward_rows(batch.to(DEVICE))
-                warm_up_sampling(runner.kernels, logits[:1], runner.rows.tokens)
-    with watch() as served:
-        for temperature in (0.0, 0.9):
-            params = SamplingParams(temperature=temperature, top_k=5, max_tokens=3, logprobs=1, ignore_eos=True)
-            engine.generate(params, prompts(5))
-    assert served - warm == set()
-    assert served or DEVICE.type == "cuda"
+        for batch in warm_up_batches(runner.capacity):
+            logits, _ = runner._forward_rows(batch)
+            warm_up_sampling(runner.kernels, logits[:1], runner.rows.tokens)
+    assert launched
+    assert launched - warm == set()
 
 
 @pytest.mark.parametrize("largest", [1, 3, 8, 64, 100, 256])
