@@ -6,6 +6,7 @@ the tokens where the sampler has put them (engine/batch.py: Rows), so that no st
 copied to one buffer too: kept where it arose, the logits of all sizes together would take a gigabyte.
 """
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,13 @@ def ladder(largest: int) -> list[int]:
 
 
 class CudaCapture:
-    """Captures work as CUDA graphs that share one pool of memory: only one of them runs at a time."""
+    """Captures work as CUDA graphs that share one pool of memory: only one of them runs at a time.
+
+    Another engine of the process may serve meanwhile: what its thread allocates or waits for is no part of the capture,
+    and must not end it. That it captures too is ruled out, because capturing begins by emptying PyTorch's cache.
+    """
+
+    _one_at_a_time = threading.Lock()
 
     def __init__(self, device: torch.device):
         self._pool = torch.cuda.graph_pool_handle()
@@ -46,7 +53,10 @@ class CudaCapture:
             work()
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with (
+            self._one_at_a_time,
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             work()
         return graph.replay
 

@@ -1,6 +1,7 @@
 """The engine on Triton's kernels, interpreted: the same answers as on the reference, and no kernel that warming up has
 not met."""
 
+import threading
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -180,6 +181,28 @@ def test_a_padded_decode_step_gives_what_the_step_itself_gives(engine):
         expected, expected_hidden = runner.model.forward(batch.to(DEVICE), runner.kv)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(hidden, expected_hidden, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="captures on a GPU; tests/engine/test_graphs.py does what it can")
+def test_a_capture_outlives_what_another_thread_does():
+    """Another engine that serves meanwhile allocates, and waits for its device."""
+    found, kept = torch.zeros(8), []
+
+    def serve():
+        kept.append(torch.ones(2**26, device=DEVICE))  # a thread has its own default
+        torch.cuda.current_stream().synchronize()
+
+    def work():
+        found.add_(1)
+        other = threading.Thread(target=serve)
+        other.start()
+        other.join()
+
+    replay = CudaCapture(DEVICE)(work)
+    replay()
+    torch.cuda.synchronize()
+    assert found.tolist() == [2] * 8
+    assert len(kept) == 2
 
 
 def run_once(work):
