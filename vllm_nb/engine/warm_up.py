@@ -4,15 +4,21 @@ Kernels are compiled by the kind of step (prefill or decode) and by power of two
 exact numbers, so these few batches cover all that requests can bring; a test counts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from vllm_nb.engine.batch import Batch
+from vllm_nb.engine.batch import Batch, Rows
 from vllm_nb.engine.capacity import Capacity
 from vllm_nb.engine.placement import Placement
+from vllm_nb.engine.sampler import Sampler
+from vllm_nb.engine.scheduler import Plan
+from vllm_nb.engine.sequence import Sequence
+from vllm_nb.sampling import MAX_LOGPROBS, NEUTRAL_DEFAULTS, SamplingParams
 
 _TOKENS = (2, 4, 16, 32, 64, 128)
 
@@ -41,19 +47,62 @@ def warm_up_sampling(kernels: Any, logits: torch.Tensor, tokens: torch.Tensor) -
     kernels.token_logprobs(logits, one.int(), 2)
 
 
+Peak = Callable[[Callable[[], object]], int]  # bytes that some work takes at most, besides what there was
+
+
 @torch.inference_mode()
-def profile_step(model: Any, capacity: Capacity, placement: Placement) -> int:
-    """Bytes that the largest step takes on a CUDA device besides weights and KV cache."""
-    config = model.config
-    shape = (1, capacity.block_size, config.num_kv_heads, config.head_dim, placement.kv_dtype, placement.device)
-    kv = [placement.kernels.allocate_kv(*shape) for _ in range(config.num_layers)]
-    batch = largest_batch(capacity)
-    torch.cuda.synchronize(placement.device)
-    torch.cuda.reset_peak_memory_stats(placement.device)
-    before = torch.cuda.memory_allocated(placement.device)
-    model.forward(batch.to(placement.device), kv)
-    torch.cuda.synchronize(placement.device)
-    return torch.cuda.max_memory_allocated(placement.device) - before
+def profile_step(model: Any, capacity: Capacity, placement: Placement, peak: Peak | None = None) -> int:
+    """Bytes that an engine takes on its device, by default a CUDA one, besides weights and KV cache: the rows' tokens,
+    the largest step with whatever sampling can need, and the memory that graphs of decode steps keep for themselves."""
+    kernels, device, config = placement.kernels, placement.device, model.config
+    peak = peak or partial(_cuda_peak, device)
+    shape = (1, capacity.block_size, config.num_kv_heads, config.head_dim, placement.kv_dtype, device)
+    kv = [kernels.allocate_kv(*shape) for _ in range(config.num_layers)]
+    rows = Rows(capacity.max_num_seqs, capacity.max_model_len, capacity.block_size, device)
+    rows.tokens.zero_()
+
+    def largest() -> None:
+        logits, _hidden = model.forward(largest_batch(capacity).to(device), kv)
+        Sampler(kernels, rows)(logits, _sample_all(capacity), np.arange(capacity.max_num_seqs)).wait()
+
+    size = rows.tokens.nbytes + peak(largest)
+    if getattr(kernels, "CUDA_GRAPHS", False):
+        outputs: list[torch.Tensor] = []
+        size += peak(lambda: outputs.extend(model.forward(_decode_batch(capacity).to(device), kv)))
+        size += sum(output.nbytes for output in outputs)  # graphs.py: copied, to be kept
+    return size
+
+
+def _cuda_peak(device: torch.device, work: Callable[[], object]) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _sample_all(capacity: Capacity) -> Plan:
+    """A step that samples every row there is, with all that takes memory."""
+    params = SamplingParams(
+        **{**NEUTRAL_DEFAULTS, "temperature": 1.0, "frequency_penalty": 1.0, "logprobs": MAX_LOGPROBS}
+    )
+    plan, prompt = Plan(), np.zeros(1, np.int32)
+    for row in range(capacity.max_num_seqs):
+        seq = Sequence.new(
+            prompt, request_id="", index=row, params=params, seed=0, max_tokens=1, stop_ids=frozenset(), arrived=0.0,
+            arrival=row, row=row,
+        )  # fmt: skip
+        plan.add(seq, 1)
+    return plan
+
+
+def _decode_batch(capacity: Capacity) -> Batch:
+    """One token of each row, as the largest graph takes them: contexts are cut into parts by how long they can get."""
+    rows = capacity.max_num_seqs
+    batch = _batch(rows, rows, replace(capacity, max_model_len=1))
+    batch.max_seq_len = capacity.max_model_len
+    return batch
 
 
 def _most_tokens(capacity: Capacity) -> int:
