@@ -144,3 +144,10 @@ def test_the_script_runs_every_test_and_every_part(script):
     for arguments, _ in script.BENCHES.values():
         if arguments[0] == "bench":
             parser.parse_args(["gpu", *arguments[1:], *script.TINY])
+
+
+def test_both_runs_fit_into_fifteen_minutes_with_starts(script):
+    assert sum(script.SECONDS.values()) <= 900 - 90
+    first = [most for _, most in script.BENCHES.values()][:4]
+    assert sum(first) <= script.SECONDS["bench"]  # even if each takes all that it may
+    assert script.SECONDS["test"] >= 3 * script.TEST_SECONDS
