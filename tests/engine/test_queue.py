@@ -13,9 +13,13 @@ def test_a_list_longer_than_the_queue(smollm2_path):
     with builder.with_config(max_queued_requests=2, max_num_seqs=2, num_kv_blocks=32).build() as engine:
         outputs = engine.generate(SamplingParams(max_tokens=1), ["Hi"] * 7)
         assert len(outputs) == 7
-        engine.generate_stream(SamplingParams(max_tokens=30, ignore_eos=True, n=2), "Hi")
+        running = engine.generate_stream(SamplingParams(max_tokens=200, ignore_eos=True, n=2), "Hi")
+        next(running)
+        waiting = engine.generate_stream(SamplingParams(max_tokens=1), "Hi")
         with pytest.raises(QueueFullError, match=r"the limit is 2|2 may; try again later"):
             engine.generate_stream(SamplingParams(n=3), "Hi")
+        running.cancel()
+        assert [item.finish_reason for item in waiting][-1] == "length"
 
 
 def test_the_queue_holds_so_many_tokens(smollm2_path):

@@ -85,9 +85,10 @@ def test_a_failed_load_is_told_and_ends_the_server(serving, error, told):
         assert live.host.failure == told
 
 
-def test_it_ends_by_itself_when_idle_but_not_while_it_works(engine, serving):
+def test_it_ends_by_itself_when_idle_but_not_while_it_works(engine, serving, monkeypatch):
+    monkeypatch.setattr("vllm_nb.server.watch.TICK", 0.01)
     host = EngineHost.ready(engine)
-    host.idle_timeout = 0.2
+    host.idle_timeout = 0.05
     with serving(host) as live, live.client() as client:
         body = HELLO | {"max_tokens": 500, "ignore_eos": True, "n": 16}
         answer = client.post("/v1/chat/completions", json=body).json()
