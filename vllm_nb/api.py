@@ -104,10 +104,10 @@ class Engine(Inside):
     Raises ModelLoadError when the model cannot be loaded.
     """
 
-    def __init__(self, path: Path, config: EngineConfig | None = None):
+    def __init__(self, path: str | Path, config: EngineConfig | None = None):
         self.config = config or EngineConfig()
         with collector_paused():
-            core, eos_ids = self._load(path)
+            core, eos_ids = self._load(Path(path))
         self._capacity = core.runner.capacity
         model = core.runner.model.config
         self._too_long = longer_context(self.config, self._capacity.max_model_len, model.max_position)

@@ -21,7 +21,7 @@ class EngineConfig:
     dtype: str = "auto"  # of activations and KV cache; auto: what the backend is fastest in
     max_model_len: int | None = None  # prompt and output together; None: what the model was made for
     max_num_seqs: int = 64  # requests that run at once
-    max_num_batched_tokens: int = 512  # token budget of a step
+    max_num_batched_tokens: int | None = None  # token budget of a step; None: 512 on a GPU, else 256
     prefill_chunk: int = 128  # most prompt tokens in a step while anything decodes, so that no stream stalls
     block_size: int = 16  # tokens in a KV block
     num_kv_blocks: int | None = None  # None: by kv_fraction
@@ -54,7 +54,7 @@ class EngineConfig:
         for name in ("tool_parser", "reasoning_parser"):  # the model's dialogue knows which there are
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a parser's name, not {getattr(self, name)!r}")
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}): every running request decodes one token a step"
@@ -108,7 +108,7 @@ SETTINGS_HELP = {
     "dtype": "of activations and KV cache",
     "max_model_len": "prompt and answer together, tokens",
     "max_num_seqs": "requests that run at once",
-    "max_num_batched_tokens": "token budget of a step",
+    "max_num_batched_tokens": "token budget of a step (default: 512 on a GPU, else 256)",
     "prefill_chunk": "most prompt tokens in a step while others decode",
     "block_size": "tokens in a KV block",
     "num_kv_blocks": "KV blocks, instead of --kv-fraction",

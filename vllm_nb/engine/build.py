@@ -102,11 +102,17 @@ def plan_capacity(
     return Capacity(
         max_model_len=min(wanted, num_tokens),
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=_step_budget(config, placement.device),
         max_logits=config.max_num_seqs + PROMPT_LOGITS,
         block_size=config.block_size,
         num_blocks=num_blocks,
     )
+
+
+def _step_budget(config: EngineConfig, device: torch.device) -> int:
+    """Tokens. A processor's caches hold what some hundred tokens leave for each other, and no more."""
+    usual = 512 if device.type == "cuda" else 256
+    return config.max_num_batched_tokens or max(usual, config.max_num_seqs)
 
 
 def _read_memory(device: torch.device) -> tuple[int, int]:

@@ -169,15 +169,16 @@ def _many_rows(of: Panels, block_bytes: int, row_bytes: int, panel_blocks: int) 
         blocks, sums = arg(args, BLOCKS), room + PANEL_BYTES
         parts, pieces = (blocks + panel_blocks - 1) // panel_blocks, (rows + ITEM_ROWS - 1) // ITEM_ROWS
         pairs = (arg(args, TILES) + PANEL_TILES - 1) // PANEL_TILES
-        start, stop = share(pairs * pieces, thread, threads)
-        for item in range(start, stop):
-            pair, first = item % pairs, item // pairs * ITEM_ROWS
-            last = min(rows, first + ITEM_ROWS)
-            _clear(sums, (last - first + at_a_time - 1) // at_a_time * sums_bytes)
-            for part in range(parts):
-                begin, end = share(blocks, part, parts)
-                add_part(args, pair, first, last, begin, end, room)
-            store_sums(args, pair, first, last, sums)
+        for piece in range(pieces):
+            first, last = ITEM_ROWS * piece, min(rows, ITEM_ROWS * (piece + 1))
+            # a thread keeps its share of the weights; where shares differ by a pair they go round
+            start, stop = share(pairs, (thread + piece * (pairs % threads)) % threads, threads)
+            for pair in range(start, stop):
+                _clear(sums, (last - first + at_a_time - 1) // at_a_time * sums_bytes)
+                for part in range(parts):
+                    begin, end = share(blocks, part, parts)
+                    add_part(args, pair, first, last, begin, end, room)
+                store_sums(args, pair, first, last, sums)
 
     return many_rows
 
