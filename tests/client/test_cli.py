@@ -222,7 +222,7 @@ def test_add_ons_are_imported_when_used(tmp_path, monkeypatch, capsys):
 
 
 def test_the_reader_of_the_output_may_leave(engine, tiny_model_path):
-    args = ["run", str(tiny_model_path), "Hello", "--max-tokens", "5000", "--seed", "1", *OPTIONS]
+    args = ["run", str(tiny_model_path), "Hello", "--max-tokens", "5000", "--ignore-eos", *OPTIONS]
     with subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(1)
         process.stdout.close()
@@ -232,7 +232,7 @@ def test_the_reader_of_the_output_may_leave(engine, tiny_model_path):
 
 
 def test_an_interrupt_ends_the_answer_and_the_command(engine, tiny_model_path):
-    args = ["run", str(tiny_model_path), "Hello", "--max-tokens", "5000", "--seed", "1", *OPTIONS]
+    args = ["run", str(tiny_model_path), "Hello", "--max-tokens", "5000", "--ignore-eos", *OPTIONS]
     with subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.read(1)
         process.send_signal(signal.SIGINT)
@@ -337,22 +337,25 @@ class Terminal:
 
 
 def test_chat_remembers_resets_and_survives_an_interrupt(engine, tiny_model_path):
-    terminal = Terminal("chat", tiny_model_path, "--max-tokens", 5000, "--seed", 1, "--top-k", 5, *OPTIONS)
+    terminal = Terminal("chat", tiny_model_path, "--max-tokens", 7000, "--ignore-eos", "--top-k", 5, *OPTIONS)
     terminal.expect(r"tiny-llama: /reset forgets")
     terminal.expect("> ")
     terminal.say("Hello")
     terminal.expect(r"Hello\n.")
     engine.client.pause()  # so that the answer is not at its end before the interrupt comes
-    terminal.process.send_signal(signal.SIGINT)
-    terminal.expect(r"\(stopped\)")
-    terminal.expect(r"tokens? · .*interrupted\n")
-    terminal.expect("> ")
-    _eventually_idle(engine)
-    engine.client.resume()
+    try:
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.expect(r"\(stopped\)")
+        terminal.expect(r"tokens? · .*interrupted\n")
+        terminal.expect("> ")
+        _eventually_idle(engine)
+    finally:
+        engine.client.resume()
     terminal.say("/what")
     terminal.expect("/reset forgets the conversation")
+    terminal.expect("\n> ")
     terminal.say("/reset")
-    terminal.expect("> ")
+    terminal.expect("\n> ")
     terminal.process.send_signal(signal.SIGINT)  # gives up the line, not the chat
     terminal.expect("> ")
     terminal.say("/exit")
