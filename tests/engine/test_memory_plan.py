@@ -100,3 +100,12 @@ def test_the_command_says_it_in_words(tiny_model_path: Path) -> None:
     assert "KV cache, 10 blocks of 16 tokens" in text
     assert "tiny-llama on CPU" in text
     assert not json.dumps(text).count("nan")
+
+
+@pytest.mark.parametrize(("settings", "tokens"), [({}, 256), ({"max_num_seqs": 300}, 300), ({"prefill_chunk": 7}, 256)])
+def test_a_step_on_a_cpu_takes_as_many_tokens_as_its_caches_hold(tiny_model_path, settings, tokens):
+    checkpoint = open_checkpoint(tiny_model_path)
+    config = EngineConfig(device="cpu", num_kv_blocks=32, **settings)
+    assert predict_memory(checkpoint, config).max_num_batched_tokens == tokens
+    own = replace(config, max_num_batched_tokens=900)
+    assert predict_memory(checkpoint, own).max_num_batched_tokens == 900

@@ -49,8 +49,8 @@ def test_a_row_is_the_same_bits_alone_and_among_others(kind, random_blocks):
 @pytest.mark.parametrize("kind", ["Q4_1", "Q5_K", "BF16"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_more_rows_than_an_item_of_work_has(kind, threads, random_blocks):
-    """The last item has any number of rows."""
-    raw = torch.randn(48, 96).bfloat16() if kind == "BF16" else random_blocks(kind, 48, 256)
+    """The last item has any number of rows. Three pairs of tiles are no whole number for each of two threads."""
+    raw = torch.randn(80, 96).bfloat16() if kind == "BF16" else random_blocks(kind, 80, 256)
     weight = cpu.pack([raw], dtype=torch.bfloat16, device="cpu")
     x = activations(777, weight.shape[1])
     expected = torch.cat([cpu.linear(part.contiguous(), weight) for part in x.split(16)])
